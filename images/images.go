@@ -1,0 +1,74 @@
+// Package images names, signs and stores OS images. An image is one file of
+// independent 4 MiB zstd frames (still readable by zstd -d) plus a signed
+// Manifest that lists each chunk with its digest, so that every chunk is
+// verified before it is written and any peer or cache is a safe source.
+package images
+
+import (
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// ChunkSize is the length of a chunk of the disk image; only the last may be shorter.
+const ChunkSize = 4 << 20
+
+// A Digest is a SHA-256.
+type Digest [32]byte
+
+// ParseDigest reads 64 hexadecimal digits, with or without "sha256:".
+func ParseDigest(s string) (Digest, error) {
+	var d Digest
+	if len(s) > 7 && s[:7] == "sha256:" {
+		s = s[7:]
+	}
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(d) {
+		return d, fmt.Errorf("digest %q: want 64 hexadecimal digits", s)
+	}
+	copy(d[:], b)
+	return d, nil
+}
+
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+// Short is enough for people.
+func (d Digest) Short() string { return d.String()[:12] }
+
+// MarshalText writes the hexadecimal form.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (d *Digest) UnmarshalText(b []byte) error {
+	v, err := ParseDigest(string(b))
+	if err != nil {
+		return err
+	}
+	*d = v
+	return nil
+}
+
+// Manifest describes one image. Its own digest (SHA-256 of its canonical JSON)
+// names the image everywhere.
+type Manifest struct {
+	Name    string    `json:"name"`    // ai-node
+	Created time.Time `json:"created"` //
+	Key     string    `json:"key"`     // content key of the recipe it was built from
+	Size    int64     `json:"size"`    // of the disk image, bytes
+	Blob    Digest    `json:"blob"`    // of the compressed file
+	BlobLen int64     `json:"blobLen"`
+	Root    string    `json:"root"`   // UUID of the root filesystem
+	Kernel  string    `json:"kernel"` // release, for example 6.1.0-56-amd64
+	Chunks  []Chunk   `json:"chunks"`
+}
+
+// Chunk is Length bytes of the disk image at Offset. A zero chunk has no bytes
+// in the blob.
+type Chunk struct {
+	Offset  int64  `json:"offset"`
+	Length  int64  `json:"length"`
+	Zero    bool   `json:"zero,omitempty"`
+	Digest  Digest `json:"digest,omitzero"`   // of the Length bytes
+	BlobOff int64  `json:"blobOff,omitempty"` // the frame in the blob
+	BlobLen int64  `json:"blobLen,omitempty"`
+}

@@ -1,0 +1,193 @@
+package inventory
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+)
+
+// Hardware is what inspection found on a node. Sizes are bytes unless a field
+// says otherwise. A fact that could not be read is the zero value and is named
+// in Missing, so that triage can say "unknown" instead of guessing.
+type Hardware struct {
+	Board    Board    `json:"board"`
+	Firmware Firmware `json:"firmware"`
+	CPU      CPU      `json:"cpu"`
+	Memory   Memory   `json:"memory"`
+	Disks    []Disk   `json:"disks"`
+	NICs     []NIC    `json:"nics"`
+	GPUs     []GPU    `json:"gpus"`
+	PCI      []PCI    `json:"pci,omitempty"`
+	HasBMC   bool     `json:"hasBMC"` // SMBIOS type 38 or /dev/ipmi0 present
+	Missing  []string `json:"missing,omitempty"`
+}
+
+// Board is the SMBIOS identity (types 0 to 3). Mining boards often carry
+// placeholder strings; Identity tells the useful ones.
+type Board struct {
+	SystemVendor  string `json:"systemVendor,omitempty"`
+	SystemProduct string `json:"systemProduct,omitempty"`
+	SystemSerial  string `json:"systemSerial,omitempty"`
+	SystemUUID    string `json:"systemUUID,omitempty"`
+	Vendor        string `json:"vendor,omitempty"`
+	Product       string `json:"product,omitempty"`
+	Serial        string `json:"serial,omitempty"`
+	ChassisSerial string `json:"chassisSerial,omitempty"`
+	BIOSVendor    string `json:"biosVendor,omitempty"`
+	BIOSVersion   string `json:"biosVersion,omitempty"`
+}
+
+// Firmware is how the machine was started.
+type Firmware struct {
+	UEFI bool   `json:"uefi"`
+	Arch string `json:"arch,omitempty"` // GOARCH word
+}
+
+// CPU describes all sockets together.
+type CPU struct {
+	Model   string   `json:"model,omitempty"`
+	Cores   int      `json:"cores"` // physical
+	Threads int      `json:"threads"`
+	Flags   []string `json:"flags,omitempty"` // the ones triage asks for: avx avx2 avx512f aes
+}
+
+// Memory is what the kernel has, and what the boards say is fitted.
+type Memory struct {
+	Total int64  `json:"total"` // MemTotal of /proc/meminfo
+	DIMMs []DIMM `json:"dimms,omitempty"`
+}
+
+// DIMM is one SMBIOS type 17 record that is fitted.
+type DIMM struct {
+	Locator string `json:"locator,omitempty"`
+	Size    int64  `json:"size"`
+	Serial  string `json:"serial,omitempty"`
+	Part    string `json:"part,omitempty"`
+}
+
+// Disk is a whole block device. Name (sda) is for people only: plans name a
+// disk by its DiskID.
+type Disk struct {
+	DiskID
+	Name       string   `json:"name"`
+	Model      string   `json:"model,omitempty"`
+	Bus        string   `json:"bus,omitempty"` // nvme, sata, virtio, usb, ...
+	Rotational bool     `json:"rotational,omitempty"`
+	Removable  bool     `json:"removable,omitempty"`
+	InUse      bool     `json:"inUse,omitempty"`      // mounted, swap or held
+	Signatures []string `json:"signatures,omitempty"` // gpt, ext4, zfs_member, LVM2_member, ceph_bluestore, linux_raid_member, BitLocker
+}
+
+// A DiskID is what stays the same when /dev/sdX changes. Two of serial, WWN
+// and path must be set and all that are set must match, together with Size.
+type DiskID struct {
+	Serial string `json:"serial,omitempty"`
+	WWN    string `json:"wwn,omitempty"`
+	Path   string `json:"path,omitempty"` // bus path from sysfs, for example pci-0000:00:05.0
+	Size   int64  `json:"size"`
+}
+
+// NIC is one network interface with a permanent address.
+type NIC struct {
+	Name   string `json:"name"`
+	MAC    MAC    `json:"mac"`
+	Driver string `json:"driver,omitempty"`
+	Speed  int    `json:"speed,omitempty"` // Mbit/s, 0 unknown
+	Link   bool   `json:"link,omitempty"`
+	PCI    string `json:"pci,omitempty"`
+}
+
+// PCILink is a PCIe link as one end of it reports it (sysfs).
+type PCILink struct {
+	MaxWidth     int     `json:"maxWidth,omitempty"`
+	MaxSpeed     float64 `json:"maxSpeed,omitempty"` // GT/s
+	CurrentWidth int     `json:"currentWidth,omitempty"`
+	CurrentSpeed float64 `json:"currentSpeed,omitempty"`
+}
+
+// PCI is one PCI function that triage or burn-in cares for.
+type PCI struct {
+	Address string  `json:"address"` // 0000:01:00.0
+	Class   string  `json:"class"`   // six hexadecimal digits, 030000
+	Vendor  string  `json:"vendor"`  // four hexadecimal digits
+	Device  string  `json:"device"`
+	SubVen  string  `json:"subsystemVendor,omitempty"`
+	SubDev  string  `json:"subsystemDevice,omitempty"`
+	Driver  string  `json:"driver,omitempty"`
+	Link    PCILink `json:"link"`
+	Port    *Port   `json:"port,omitempty"` // the upstream port, nil on a root bus
+}
+
+// Port is the upstream port of a device: the other end of its link. NVML
+// cannot see an x1 riser, the port can (its MaxWidth is what the slot has).
+type Port struct {
+	Address string  `json:"address"`
+	Slot    string  `json:"slot,omitempty"` // physical slot number, if the port has one
+	Link    PCILink `json:"link"`
+}
+
+// GPU is a graphics or 3D controller. On a lab site Model and UUID may stand
+// for a card that is not there: Simulated is then true and every result shown
+// from it says so.
+type GPU struct {
+	PCI
+	Model     string `json:"model,omitempty"`
+	UUID      string `json:"uuid,omitempty"`
+	VRAM      int64  `json:"vram,omitempty"`
+	Slot      string `json:"slot,omitempty"` // label a technician can find
+	Simulated bool   `json:"simulated,omitempty"`
+}
+
+// LinkWidth is the width this GPU can really use: the smaller of what the card
+// and what its slot can do, 0 when neither is known.
+func (g GPU) LinkWidth() int {
+	w := g.Link.MaxWidth
+	if g.Port != nil && g.Port.Link.MaxWidth > 0 && (w == 0 || g.Port.Link.MaxWidth < w) {
+		w = g.Port.Link.MaxWidth
+	}
+	return w
+}
+
+// Digest names this hardware: a report is valid only for the hardware it was
+// made on. Facts that change from boot to boot (link state, names, use) are
+// left out.
+func (h Hardware) Digest() string {
+	type gpu struct{ Addr, Vendor, Device, Model, UUID string }
+	type disk struct {
+		Serial, WWN string
+		Size        int64
+	}
+	var k struct {
+		Board Board
+		CPU   string
+		Mem   int64
+		GPUs  []gpu
+		Disks []disk
+		MACs  []MAC
+	}
+	k.Board, k.CPU = h.Board, h.CPU.Model
+	k.Mem = h.Memory.Total >> 28 // quarter GiB: the kernel's own share varies
+	for _, g := range h.GPUs {
+		k.GPUs = append(k.GPUs, gpu{g.Address, g.Vendor, g.Device, g.Model, g.UUID})
+	}
+	for _, d := range h.Disks {
+		k.Disks = append(k.Disks, disk{d.Serial, d.WWN, d.Size})
+	}
+	for _, n := range h.NICs {
+		k.MACs = append(k.MACs, n.MAC)
+	}
+	b, err := json.Marshal(k)
+	if err != nil {
+		panic("inventory: hardware does not marshal: " + err.Error()) // plain structs always do
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// Salvage is what was saved from the machine before its first wipe.
+type Salvage struct {
+	MinerOS    string            `json:"minerOS,omitempty"` // HiveOS, RaveOS, ...
+	WorkerName string            `json:"workerName,omitempty"`
+	RigID      string            `json:"rigID,omitempty"`
+	Files      map[string]string `json:"files,omitempty"` // path -> content with secrets redacted
+}

@@ -1,0 +1,109 @@
+// Package pxe answers machines that boot from the network: DHCP, TFTP for the
+// first loader, HTTP for everything larger. It knows nothing of nodes: it asks
+// one Booter what a machine gets, and explains each answer.
+package pxe
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// MAC is the hardware address a machine asked with.
+type MAC [6]byte
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// Arch is a client system architecture (RFC 4578 section 2.1, option 93).
+type Arch uint16
+
+// The architectures that are answered.
+const (
+	BIOS      Arch = 0
+	UEFIx64   Arch = 7
+	UEFIx64v9 Arch = 9 // some firmware says 9 for x64
+	ARM64     Arch = 11
+	HTTPx64   Arch = 16
+	HTTPARM64 Arch = 19
+)
+
+// Stage is what a machine is doing when it asks.
+type Stage int
+
+// The stages.
+const (
+	_          Stage = iota
+	AskAddress       // DHCP DISCOVER or REQUEST of a boot client
+	AskScript        // iPXE asks for its script
+)
+
+func (s Stage) String() string {
+	switch s {
+	case AskAddress:
+		return "dhcp"
+	case AskScript:
+		return "script"
+	}
+	return fmt.Sprintf("stage(%d)", int(s))
+}
+
+// Machine is what is known about a machine from its own request: labels, no
+// proof.
+type Machine struct {
+	MAC      MAC
+	Stage    Stage
+	Arch     Arch
+	UUID     string // option 97 or iPXE ${uuid}; may be junk
+	Serial   string // iPXE ${serial}; may be junk
+	Vendor   string // option 60
+	Hostname string // option 12, bounded and printable
+	IPXE     bool   // asks from within iPXE
+	Addr     netip.Addr
+	Circuit  string // option 82 circuit id, printable
+}
+
+// Action is what a machine is told to do.
+type Action int
+
+// The actions. The zero value is none of them.
+const (
+	_      Action = iota
+	Ignore        // no answer at all
+	Local         // boot from its own disk
+	Kernel        // load kernel and initrd
+	Hold          // show Why, wait, ask again
+)
+
+func (a Action) String() string {
+	switch a {
+	case Ignore:
+		return "ignore"
+	case Local:
+		return "local disk"
+	case Kernel:
+		return "kernel"
+	case Hold:
+		return "hold"
+	}
+	return fmt.Sprintf("action(%d)", int(a))
+}
+
+// Boot is the answer for one machine.
+type Boot struct {
+	Action Action
+	Kernel string   // name in Server.Files
+	Initrd []string // names in Server.Files, concatenated in order
+	Args   []string // kernel arguments: one value is one token, whatever it holds
+	Why    string   // one line for logs, for the machine's screen, for the technician
+	Screen []string // more lines for the screen
+}
+
+// A Booter decides. It is called several times for one boot, because DHCP,
+// TFTP and HTTP know nothing of each other, and must answer quickly and the
+// same each time until something changed: at AskAddress only whether to answer
+// at all matters; side effects such as a nonce belong to AskScript. An error
+// makes the machine wait and ask again; it never lets it fall through.
+type Booter interface {
+	Boot(ctx context.Context, m Machine) (Boot, error)
+}
