@@ -1,0 +1,52 @@
+# Every target is one or two commands; what they need is installed by .ci/deps.
+SHELL := /bin/bash
+.DEFAULT_GOAL := build
+
+SUDO      := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$$PATH")
+VERSION   := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+DEMO_ARGS ?=
+
+.PHONY: build demo test unit e2e lint bench bench-store bench-images screens lifecycle deps deps-demo clean
+
+## build: the binaries, into bin/
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/smelt ./cmd/smelt-agent
+	CGO_ENABLED=1 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/smelt-gpu
+	$(MAKE) --no-print-directory bin/sim/libnvidia-ml.so.1 bin/sim/libcuda.so.1
+
+bin/sim/libnvidia-ml.so.1: burnin/gpu/simlib/nvml.c
+	mkdir -p bin/sim && gcc -O2 -Wall -shared -fPIC -o $@ $< -lm
+bin/sim/libcuda.so.1: burnin/gpu/simlib/cuda.c
+	mkdir -p bin/sim && gcc -O2 -Wall -shared -fPIC -o $@ $< -lm
+
+## demo: the whole conversion in the lab; DEMO_ARGS=--exit ends by itself
+demo: deps-demo build
+	$(SUDO) bin/smelt lab demo $(DEMO_ARGS)
+
+## test: everything that CI runs
+test: deps lint unit e2e
+
+unit:
+	SMELT_TEST_NO_SKIP=1 $(SUDO) go test ./...
+
+## e2e: the slow tests (QEMU, image build) and the demo's conversion
+e2e: build
+	SMELT_TEST_NO_SKIP=1 SMELT_TEST_E2E=1 $(SUDO) go test -count=1 -p 1 -timeout 30m $(E2E)
+	$(SUDO) bin/smelt lab demo --exit
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go tool -modfile=tools.mod staticcheck ./...
+
+## bench: every benchmark; each prints one line of JSON last
+bench: bench-store bench-images
+
+deps:
+	@.ci/deps
+deps-demo:
+	@.ci/deps --demo
+
+clean:
+	rm -rf bin
