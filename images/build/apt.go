@@ -1,0 +1,136 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// DefaultSources are Debian's own, with security fixes. A site with a mirror
+// names it in the recipe.
+var DefaultSources = []string{
+	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main",
+	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-updates main",
+	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security bookworm-security main",
+}
+
+// listsAge is how long fetched package lists are believed.
+const listsAge = 6 * time.Hour
+
+// apt is an apt of our own in dir: neither the host's release nor its
+// installed packages have a say in what goes into an image.
+type apt struct{ dir string }
+
+// openApt writes the configuration. What the host says about the way to the
+// mirrors (proxies, certificates, clocks) holds here too; its hooks do not.
+func openApt(ctx context.Context, dir string, sources []string) (apt, error) {
+	a := apt{dir}
+	for _, d := range []string{"lists/partial", "archives/partial", "etc"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return a, err
+		}
+	}
+	acquire, err := hostAcquire(ctx)
+	if err != nil {
+		return a, err
+	}
+	conf := fmt.Sprintf(`Dir "/";
+Dir::State %[1]q;
+Dir::State::lists "lists";
+Dir::State::status "status";
+Dir::Cache %[1]q;
+Dir::Cache::archives "archives";
+Dir::Etc %[2]q;
+Dir::Etc::sourcelist "sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::main "/dev/null";
+Dir::Etc::trustedparts "/dev/null";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
+APT::Sandbox::User "root";
+APT::Install-Recommends "false";
+%[3]s`, dir, filepath.Join(dir, "etc"), acquire)
+	for name, s := range map[string]string{
+		"apt.conf": conf, "status": "", "etc/sources.list": strings.Join(sources, "\n") + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(s), 0o644); err != nil {
+			return a, err
+		}
+	}
+	return a, nil
+}
+
+// hostAcquire returns the host's Acquire settings as apt configuration.
+func hostAcquire(ctx context.Context) (string, error) {
+	out, err := command{name: "apt-config", args: []string{"dump", "--no-empty", "--format", `%f "%v";%n`, "Acquire"}}.run(ctx)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	for l := range strings.Lines(out) {
+		// Index targets are what the host's desktop wants to know of packages.
+		if strings.HasPrefix(l, "Acquire::") && !strings.HasPrefix(l, "Acquire::IndexTargets") {
+			b.WriteString(l)
+		}
+	}
+	b.WriteString("Acquire::Retries \"3\";\nAcquire::Languages \"none\";\n")
+	return b.String(), nil
+}
+
+func (a apt) command(name string, args ...string) command {
+	return command{name: name, args: args, env: []string{"APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}}
+}
+
+// update fetches the package lists when they are old.
+func (a apt) update(ctx context.Context) error {
+	stamp := filepath.Join(a.dir, "updated")
+	if i, err := os.Stat(stamp); err == nil && time.Since(i.ModTime()) < listsAge {
+		return nil
+	}
+	if _, err := a.command("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update").run(ctx); err != nil {
+		return fmt.Errorf("package lists: %w", err)
+	}
+	return os.WriteFile(stamp, nil, 0o644)
+}
+
+// depends returns the packages that pkg depends on.
+func (a apt) depends(ctx context.Context, pkg string) ([]string, error) {
+	out, err := a.command("apt-cache", "show", "--no-all-versions", pkg).run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for l := range strings.Lines(out) {
+		if v, ok := strings.CutPrefix(l, "Depends:"); ok {
+			var names []string
+			for d := range strings.SplitSeq(v, ",") {
+				if f := strings.Fields(d); len(f) > 0 {
+					names = append(names, f[0])
+				}
+			}
+			return names, nil
+		}
+	}
+	return nil, nil
+}
+
+// download fetches the packages' files into dir, checked against the signed lists.
+func (a apt) download(ctx context.Context, dir string, pkgs ...string) ([]string, error) {
+	c := a.command("apt-get", append([]string{"-q", "download"}, pkgs...)...)
+	c.dir = dir
+	if _, err := c.run(ctx); err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, p := range pkgs {
+		m, err := filepath.Glob(filepath.Join(dir, p+"_*.deb"))
+		if err != nil || len(m) != 1 {
+			return nil, fmt.Errorf("apt-get download %s left %d files", p, len(m))
+		}
+		files = append(files, m[0])
+	}
+	return files, nil
+}
