@@ -1,0 +1,256 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"smelt/inventory"
+)
+
+const example = "../../site.yaml"
+
+func TestExample(t *testing.T) {
+	s, err := Load(example, Known{Profiles: []string{"standard"}, Targets: []string{"slurm-batch"}, PDUModels: []string{"apc-rpdu2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Name != "hall-a" || len(s.Nodes) != 3 || s.Lab {
+		t.Fatalf("read %+v", s)
+	}
+	n := s.Nodes[1]
+	if n.Name != "srv-02" || n.Watts != 1200 || n.Target != "slurm-batch" || n.Power.Driver != "ipmi" || n.Power.Password != "bmc-srv-02" {
+		t.Errorf("srv-02 is %+v", n)
+	}
+	if n.Address != netip.MustParseAddr("10.20.1.2") || n.MACs[0].String() != "52:54:00:00:00:02" {
+		t.Errorf("srv-02 is at %s, %s", n.Address, n.MACs)
+	}
+	if got := s.Classes["rig-6x3080"].Slots["0000:00:1c.1"]; got != "riser 2" {
+		t.Errorf("slot label %q", got)
+	}
+	if s.SlotWindow != 2*time.Second || s.MaxActive != 25 {
+		t.Errorf("limits %v %d", s.SlotWindow, s.MaxActive)
+	}
+	if got := fmt.Sprint(s.Secrets()); got != "[pdu-community bmc-srv-01 bmc-srv-02 munge-key]" {
+		t.Errorf("secrets %s", got)
+	}
+}
+
+// edit replaces one text of the example.
+func edit(t *testing.T, from, to string) string {
+	t.Helper()
+	b, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(string(b), from) == 0 {
+		t.Fatalf("the example does not hold %q", from)
+	}
+	return strings.Replace(string(b), from, to, 1)
+}
+
+// place of the nth mark in a text, as line:column.
+func lineOf(text, mark string) string {
+	i := strings.Index(text, mark)
+	return fmt.Sprintf("%d:%d", 1+strings.Count(text[:i], "\n"), i-strings.LastIndex(text[:i], "\n"))
+}
+
+func TestMistakes(t *testing.T) {
+	for _, c := range []struct{ name, from, to, mark, want string }{
+		{"unknown key", "circuit: pdu-a1\n", "circiut: pdu-a1\n", "circiut", `unknown key "circiut"; did you mean "circuit"?`},
+		{"unknown top key", "limits:", "limts:", "limts", `unknown key "limts"; did you mean "limits"?`},
+		{"duplicate key", "site: hall-a", "site: hall-a\nsite: hall-b", "site: hall-b", `key "site" stands twice, first in line 4`},
+		{"number for text", "site: hall-a", "site: 17", "17", `want text, got the number 17; put it in quotes: "17"`},
+		{"text for number", "watts: 1200 ", `watts: "1200" `, `"1200"`, `want a number, got "1200"`},
+		{"text for truth", "routerAdvertisement: true ", `routerAdvertisement: "yes" `, `"yes"`, `want true or false, got "yes"`},
+		{"nothing", "target: slurm-batch  ", "target:   ", "", "want text, got nothing"},
+		{"scalar for list", "dns: [10.20.0.1]", "dns: 10.20.0.1", "10.20.0.1\n    routerA", "want a list"},
+		{"bad CIDR", "10.20.0.1/16 ", "10.20.0.1/99 ", "10.20.0.1/99", `"10.20.0.1/99" is no IPv4 address with a prefix length`},
+		{"network not address", "10.20.0.1/16 ", "10.20.0.0/16 ", "10.20.0.0/16", "is the network, not an address in it"},
+		{"bad MAC", "52:54:00:00:00:02", "52:54:00:00:00", `"52:54:00:00:00"]`, "want six hexadecimal bytes"},
+		{"multicast MAC", "52:54:00:00:00:02", "53:54:00:00:00:02", `"53:54`, "names no single machine"},
+		{"duplicate MAC", "52:54:00:00:00:02", "52-54-00-00-00-01", `"52-54`, `MAC address "52:54:00:00:00:01" stands twice`},
+		{"duplicate name", "name: srv-02", "name: srv-01", "", `node "srv-01" stands twice`},
+		{"duplicate address", "address: 10.20.1.2\n", "address: 10.20.1.1\n", "", `address "10.20.1.1" stands twice`},
+		{"duplicate position", "position: A1-U14", "position: A1-U10", "", `position "A1-U10" stands twice`},
+		{"bad node name", "name: srv-02", "name: Srv_02", "Srv_02", "is not allowed"},
+		{"unknown class", "class: rig-6x3080", "class: rig-6x3081", "rig-6x3081", `there is no class "rig-6x3081"; did you mean "rig-6x3080"?`},
+		{"unknown circuit", "circuit: pdu-a1\n", "circuit: pdu-a2\n", "pdu-a2", `there is no circuit "pdu-a2"; did you mean "pdu-a1"?`},
+		{"unknown PDU", "{pdu: pdu-a1,", "{pdu: pdu-b1,", "pdu-b1", `there is no PDU "pdu-b1"`},
+		{"unknown profile", "profile: standard", "profile: standart", "standart", `there is no burn-in profile "standart"; did you mean "standard"?`},
+		{"unknown target", "target: slurm-batch", "target: slurm-bach", "slurm-bach ", `there is no triage target "slurm-bach"; did you mean "slurm-batch"?`},
+		{"unknown model", "model: apc-rpdu2", "model: apc-rpdu3", "apc-rpdu3", `there is no PDU model "apc-rpdu3"; did you mean "apc-rpdu2"?`},
+		{"unknown driver", "driver: redfish", "driver: redfsh", "redfsh", `"redfsh" is not allowed here; did you mean "redfish"?`},
+		{"key of another driver", "{driver: pdu, outlets", "{driver: pdu, cipherSuite: 17, outlets", "{driver: pdu", `power driver pdu takes no "cipherSuite"`},
+		{"key a driver needs", ", user: admin, password: {secret: bmc-srv-02}", "", "", `power driver ipmi needs "password"`},
+		{"cipher suite 0", "cipherSuite: 17", "cipherSuite: 0", "0}", "cipher suite 0 is not used"},
+		{"pool outside", "pool: 10.20.200.1-10.20.200.250", "pool: 10.21.0.1-10.21.0.9", "10.21.0.1", "is outside 10.20.0.0/16"},
+		{"pool backwards", "pool: 10.20.200.1-10.20.200.250", "pool: 10.20.200.9-10.20.200.1", "10.20.200.9", "is empty"},
+		{"fixed in pool", "address: 10.20.1.2\n", "address: 10.20.200.7\n", "10.20.200.7", "is inside the pool 10.20.200.1-10.20.200.250"},
+		{"fixed is ours", "address: 10.20.1.2\n", "address: 10.20.0.1\n", "", "is this server's own address"},
+		{"fixed elsewhere", "address: 10.20.1.2\n", "address: 10.99.1.2\n", "10.99.1.2", "is in no network; networks are 10.20.0.0/16"},
+		{"circuit cycle", "{name: feed-a, kind: feed,", "{name: feed-a, kind: feed, parent: pdu-a1,", "pdu-a1, volts: 400", "circuits feed each other: feed-a <- pdu-a1 <- feed-a"},
+		{"own parent", "{name: feed-a, kind: feed,", "{name: feed-a, kind: feed, parent: feed-a,", "feed-a, volts", "circuits feed each other"},
+		{"zero amps", "amps: 63", "amps: 0", "0, phases", "amps is 0; it must be above 0"},
+		{"not a number", "amps: 63", "amps: .nan", ".nan", "amps is NaN"},
+		{"derate", "derate: 0.8}\n\npdus", "derate: 80}\n\npdus", "80}", "derate 80 is not above 0 and at most 1"},
+		{"secret in clear", "{secret: bmc-srv-01}", "hunter2", "hunter2", "a secret stands here in clear; store it with: smelt secret set"},
+		{"dsn in clear", "store: sqlite", "store: postgres://u:hunter2@db/x", "postgres://", "unknown store; write sqlite"},
+		{"secret with two keys", "{secret: bmc-srv-01}", "{secret: bmc-srv-01, value: hunter2}", "value", `unknown key "value"`},
+		{"clear BMC", "https://10.30.0.21", "http://10.30.0.21", `"http:`, "the password would cross the network in clear"},
+		{"alias", "site: hall-a", "site: &a hall-a", "&a", "anchors and aliases are not used"},
+		{"tab", "  maxActive: 25", "\tmaxActive: 25", "", "not YAML"},
+		{"second document", "limits:", "---\nlimits:", "---\n", "a second YAML document begins here"},
+		{"missing key", "site: hall-a\n", "", "apiVersion", `"site" is missing; add site: name of the site`},
+		{"stand-in outside a lab", "# standsFor:\n#   -", "standsFor:\n  -", "{node: srv-01, pci", "standsFor on a site that is no lab"},
+		{"shared outlet", "outlets: [{pdu: pdu-a1, outlet: 3}]", "outlets: [{pdu: pdu-a1, outlet: 3}, {pdu: pdu-a1, outlet: 3}]", "{pdu: pdu-a1, outlet: 3}]", `outlet "pdu-a1 3" stands twice`},
+		{"no watts", "    watts: 1800\n", "", "", "without a nameplate power"},
+		{"version", "apiVersion: smelt/v1", "apiVersion: smelt/v2", "smelt/v2", `"smelt/v2" is not allowed here; did you mean "smelt/v1"?`},
+		{"window", "startWindow: 2s", "startWindow: 2 sec", "2 sec", "is no length of time"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := edit(t, c.from, c.to)
+			s, err := Parse("site.yaml", []byte(text), Known{Profiles: []string{"standard", "quick"}, Targets: []string{"slurm-batch"}, PDUModels: []string{"apc-rpdu2", "raritan-px"}})
+			var errs Errors
+			if !errors.As(err, &errs) || s != nil {
+				t.Fatalf("got %v, %v; want Errors and no site", s, err)
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got\n%v\nwant %q", err, c.want)
+			}
+			if c.mark != "" && c.want != "" {
+				if where := "site.yaml:" + lineOf(text, c.mark) + ":"; !strings.Contains(err.Error(), where) {
+					t.Errorf("got\n%v\nwant it at %s", err, where)
+				}
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("the error repeats a secret:\n%v", err)
+			}
+		})
+	}
+}
+
+// Every mistake is reported in one go, in the order of the lines.
+func TestAllAtOnce(t *testing.T) {
+	text := edit(t, "position: A1-U14", "positon: A1-U14")
+	text = strings.Replace(text, "52:54:00:00:00:03", "nonsense", 1)
+	text = strings.Replace(text, "{secret: munge-key}", "hunter2", 1)
+	_, err := Parse("s", []byte(text), Known{})
+	var errs Errors
+	if !errors.As(err, &errs) || len(errs) != 4 { // the typo is an unknown and a missing key
+		t.Fatalf("got %v", err)
+	}
+	for i := 1; i < len(errs); i++ {
+		if errs[i].Line < errs[i-1].Line {
+			t.Errorf("out of order: %v", err)
+		}
+	}
+}
+
+func TestLab(t *testing.T) {
+	text := edit(t, "# lab: true   ", "lab: true\n#")
+	text = strings.Replace(text, "# standsFor:\n#   -", "standsFor:\n  -", 1)
+	text = strings.Replace(text, "ui: 127.0.0.1:8480", "ui: fd:3", 1)
+	s, err := Parse("s", []byte(text), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := s.StandsFor[inventory.NodeID("srv-01")]
+	if !s.Lab || len(got) != 1 || got[0].VRAM != 24<<30 || s.Listen.UI != "fd:3" {
+		t.Errorf("read %+v", s)
+	}
+}
+
+func TestSchema(t *testing.T) {
+	b, err := json.Marshal(Schema())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"additionalProperties":false`, `"routerAdvertisement"`, `"enum":["redfish","ipmi","pdu","plug","wol","manual"]`, `"enum":[1,3]`} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("the schema lacks %s", want)
+		}
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	dir := t.TempDir()
+	s, err := OpenSecrets(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get("munge-key"); !errors.Is(err, ErrNoSecret) {
+		t.Errorf("got %v, want ErrNoSecret", err)
+	}
+	const canary = "correct horse battery"
+	if err := s.Set("munge-key", NewSecret([]byte(canary))); err != nil {
+		t.Fatal(err)
+	}
+	s, err = OpenSecrets(dir) // the identity is read again
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Get("munge-key")
+	if err != nil || string(v.Reveal()) != canary {
+		t.Fatalf("got %q, %v", v.Reveal(), err)
+	}
+	js, _ := json.Marshal(map[string]any{"v": v})
+	for _, out := range []string{fmt.Sprintf("%v %s %+v %#v %q %x %d", v, v, v, v, v, v, v), string(js), fmt.Sprint(struct{ S Secret }{v}), v.LogValue().String()} {
+		if strings.Contains(out, "horse") || strings.Contains(out, "686f727365") || strings.Contains(out, "104 111") {
+			t.Errorf("the secret shows in %s", out)
+		}
+	}
+	err = filepath.Walk(dir, func(p string, fi os.FileInfo, err error) error {
+		if err == nil && !fi.IsDir() {
+			if fi.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %o", p, fi.Mode().Perm())
+			}
+			if b, _ := os.ReadFile(p); strings.Contains(string(b), canary) {
+				t.Errorf("%s holds the value in clear", p)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"../x", "", "a/b", ".x", "X"} {
+		if err := s.Set(bad, NewSecret([]byte("v"))); err == nil {
+			t.Errorf("name %q was accepted", bad)
+		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "secrets", "identity"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenSecrets(dir); err == nil {
+		t.Error("an identity that others can read was accepted")
+	}
+}
+
+// Whatever the bytes, Parse returns a site or located errors and never both.
+func FuzzParse(f *testing.F) {
+	b, err := os.ReadFile(example)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	for _, s := range []string{"", "a", "{}", "[]", "site: {}", "networks: [{}]", "nodes: [{power: {driver: pdu, outlets: [{}]}}]", "&a [*a]", "? [a]\n: b", "circuits: [{name: a, parent: a}]", "store: {postgres: 1}", "- \x00"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := Parse("f", data, Known{})
+		if (s == nil) == (err == nil) {
+			t.Fatalf("site %v and error %v", s, err)
+		}
+		var errs Errors
+		if err != nil && (!errors.As(err, &errs) || len(errs) == 0 || errs[0].Line < 1) {
+			t.Fatalf("error without a place: %v", err)
+		}
+	})
+}

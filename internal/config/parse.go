@@ -1,0 +1,645 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"smelt/inventory"
+)
+
+// Known are the words that other packages define. A nil list is not checked.
+type Known struct {
+	Profiles  []string // burn-in profiles
+	Targets   []string // triage targets
+	PDUModels []string
+}
+
+// Load reads and checks a site file. Mistakes in it are Errors.
+func Load(path string, k Known) (*Site, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the site file: %w", err)
+	}
+	return Parse(path, data, k)
+}
+
+// Parse checks a site file; file is the name that its Errors carry.
+func Parse(file string, data []byte, k Known) (*Site, error) {
+	p := parser{decoder: decoder{file: file}, known: k, site: &Site{
+		Classes: map[string]Class{}, StandsFor: map[inventory.NodeID][]StandIn{},
+	}}
+	var raw rawSite
+	if doc := p.document(data); doc != nil {
+		p.value(doc, reflect.ValueOf(&raw).Elem(), "")
+		p.parse(raw)
+	}
+	if len(p.errs) > 0 {
+		return nil, p.errs.sorted()
+	}
+	return p.site, nil
+}
+
+// parser turns raw into typed. A value that failed to decode is absent for it,
+// so that one mistake is one error.
+type parser struct {
+	decoder
+	known Known
+	site  *Site
+	fixed []rawNode // nodes with an address, to hold against the pools
+}
+
+var word = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+func (p *parser) parse(raw rawSite) {
+	s := p.site
+	s.Name = p.word(raw.Site)
+	if s.State = raw.State.v; s.State != "" && !filepath.IsAbs(s.State) {
+		p.fail(raw.State.at, "write the whole path, from /", "%q is no absolute path", s.State)
+	}
+	s.Store.Postgres = SecretRef(raw.Store.dsn.name)
+	s.Lab = raw.Lab.v
+	p.listen(raw.Listen)
+	p.networks(raw.Networks)
+	circuits := p.circuits(raw.Circuits)
+	pdus := p.pdus(raw.PDUs)
+	p.classes(raw.Classes)
+	p.nodes(raw.Nodes, circuits, pdus)
+	p.cluster(raw.Cluster)
+
+	s.MaxActive = 10
+	if m := raw.Limits.MaxActive; m.set() {
+		s.MaxActive = m.v
+		if m.v < 1 {
+			p.fail(m.at, "1 converts one machine at a time", "maxActive is %d", m.v)
+		}
+	}
+	s.SlotWindow = 2 * time.Second
+	if w := raw.Limits.StartWindow; w.v != "" {
+		s.SlotWindow = p.duration(w)
+	}
+	p.standsFor(raw)
+}
+
+// word checks a name that goes into paths, metrics and URLs.
+func (p *parser) word(t text) string {
+	if t.v != "" && !word.MatchString(t.v) {
+		p.fail(t.at, "use a-z, 0-9, '-', '_' and '.', at most 63", "%q is no name", clip(t.v))
+	}
+	return t.v
+}
+
+// unique reports a value that stands twice; where maps it to its first line.
+func (p *parser) unique(where map[string]int, a at, what, v string) {
+	if v == "" {
+		return
+	}
+	if line, dup := where[v]; dup {
+		p.fail(a, "", "%s %q stands twice, first in line %d", what, v, line)
+		return
+	}
+	where[v] = a.line
+}
+
+// refer checks that a name refers to something.
+func (p *parser) refer(t text, what string, names []string) string {
+	if t.v != "" && !slices.Contains(names, t.v) {
+		p.fail(t.at, nearest(t.v, names), "there is no %s %q", what, clip(t.v))
+	}
+	return t.v
+}
+
+// known is refer for words another package defines, which may be unchecked.
+func (p *parser) knows(t text, what string, names []string) string {
+	if names == nil {
+		return t.v
+	}
+	return p.refer(t, what, names)
+}
+
+func (p *parser) listen(raw rawListen) {
+	ports := map[string]int{}
+	for _, l := range []struct {
+		t  text
+		to *string
+	}{{raw.Boot, &p.site.Listen.Boot}, {raw.Agent, &p.site.Listen.Agent}, {raw.UI, &p.site.Listen.UI}} {
+		*l.to = l.t.v
+		if l.t.v == "" {
+			continue
+		}
+		if n, ok := strings.CutPrefix(l.t.v, "fd:"); ok {
+			if fd, err := strconv.Atoi(n); err != nil || fd < 3 {
+				p.fail(l.t.at, "inherited descriptors begin at 3", "%q names no inherited socket", l.t.v)
+			}
+		} else if l.t.v != "systemd" {
+			p.hostport(l.t, true)
+		}
+		p.unique(ports, l.t.at, "listen address", l.t.v)
+	}
+}
+
+// hostport checks HOST:PORT. A listener may leave the host out and may ask for
+// port 0.
+func (p *parser) hostport(t text, listen bool) {
+	host, port, err := net.SplitHostPort(t.v)
+	n, perr := strconv.ParseUint(port, 10, 16)
+	if err != nil || perr != nil || n == 0 && !listen || host == "" && !listen || strings.ContainsAny(host, " /@") {
+		p.fail(t.at, "write HOST:PORT, for example 10.20.0.1:8443", "%q is no address with a port", clip(t.v))
+	}
+}
+
+func (p *parser) addr(t text) netip.Addr {
+	if t.v == "" {
+		return netip.Addr{}
+	}
+	a, err := netip.ParseAddr(t.v)
+	if err != nil || !a.Is4() {
+		p.fail(t.at, "write it like 10.20.1.1", "%q is no IPv4 address", clip(t.v))
+		return netip.Addr{}
+	}
+	return a
+}
+
+func (p *parser) networks(raw []rawNetwork) {
+	names, ifs := map[string]int{}, map[string]int{}
+	for _, r := range raw {
+		n := Network{Name: p.word(r.Name), Interface: r.Interface.v, RouterAdvertisement: r.RA.v}
+		p.unique(names, r.Name.at, "network", n.Name)
+		p.unique(ifs, r.Interface.at, "interface", n.Interface)
+		if len(n.Interface) > 15 { // IFNAMSIZ less its zero byte
+			p.fail(r.Interface.at, "see: ip -br link", "%q is too long for an interface", clip(n.Interface))
+		}
+		if r.Address.v != "" {
+			var err error
+			if n.Address, err = netip.ParsePrefix(r.Address.v); err != nil || !n.Address.Addr().Is4() {
+				p.fail(r.Address.at, "write it like 10.20.0.1/16", "%q is no IPv4 address with a prefix length", clip(r.Address.v))
+				n.Address = netip.Prefix{}
+			} else if bits := n.Address.Bits(); bits < 8 || bits > 30 {
+				p.fail(r.Address.at, "use /8 to /30", "a network of /%d serves no machines", bits)
+			} else if n.Address.Addr() == n.Address.Masked().Addr() {
+				p.fail(r.Address.at, "give this server's own address on it", "%s is the network, not an address in it", n.Address)
+			}
+			for _, o := range p.site.Networks {
+				if n.Address.IsValid() && o.Address.IsValid() && o.Address.Overlaps(n.Address) {
+					p.fail(r.Address.at, "", "network %s overlaps %s (%s)", n.Address.Masked(), o.Name, o.Address.Masked())
+				}
+			}
+		}
+		n.Pool = p.pool(r.Pool, n.Address)
+		if n.Router = p.addr(r.Router); n.Router.IsValid() && n.Address.IsValid() && !n.Address.Contains(n.Router) {
+			p.fail(r.Router.at, "machines reach their router without one", "router %s is outside %s", n.Router, n.Address.Masked())
+		}
+		for _, d := range r.DNS {
+			if a := p.addr(d); a.IsValid() {
+				n.DNS = append(n.DNS, a)
+			}
+		}
+		p.site.Networks = append(p.site.Networks, n)
+	}
+}
+
+func (p *parser) pool(t text, in netip.Prefix) Range {
+	if t.v == "" {
+		return Range{}
+	}
+	first, last, ok := strings.Cut(t.v, "-")
+	a, err1 := netip.ParseAddr(strings.TrimSpace(first))
+	b, err2 := netip.ParseAddr(strings.TrimSpace(last))
+	if !ok || err1 != nil || err2 != nil || !a.Is4() || !b.Is4() {
+		p.fail(t.at, "write FIRST-LAST, for example 10.20.200.1-10.20.200.250", "%q is no range of addresses", clip(t.v))
+		return Range{}
+	}
+	r := Range{a, b}
+	switch {
+	case b.Less(a):
+		p.fail(t.at, "write the lower address first", "the range %q is empty", t.v)
+	case in.IsValid() && (!in.Contains(a) || !in.Contains(b)):
+		p.fail(t.at, "keep it inside the network's own addresses", "the pool %s is outside %s", t.v, in.Masked())
+	case r.Contains(in.Addr()):
+		p.fail(t.at, "move the pool, or this server", "the pool %s holds this server's own address %s", t.v, in.Addr())
+	}
+	return r
+}
+
+func (p *parser) circuits(raw []rawCircuit) []string {
+	where, byName := map[string]int{}, map[string]rawCircuit{}
+	var names []string
+	for _, r := range raw {
+		p.word(r.Name)
+		p.unique(where, r.Name.at, "circuit", r.Name.v)
+		if _, dup := byName[r.Name.v]; !dup && r.Name.v != "" {
+			byName[r.Name.v] = r
+			names = append(names, r.Name.v)
+		}
+	}
+	for _, r := range raw {
+		p.refer(r.Parent, "circuit", names)
+		p.positive(r.Volts, "volts")
+		p.positive(r.Amps, "amps")
+		if d := r.Derate; d.set() && !(d.v > 0 && d.v <= 1) {
+			p.fail(d.at, "0.8 is usual for continuous load", "derate %v is not above 0 and at most 1", d.v)
+		}
+		if loop := cycle(r.Name.v, byName); loop != "" {
+			p.fail(r.Parent.at, "give one of them another parent, or none", "circuits feed each other: %s", loop)
+		}
+	}
+	if len(p.errs) > 0 {
+		return names
+	}
+	// Parents first: what reads the tree can build it in one pass.
+	done := map[string]bool{"": true}
+	for len(p.site.Circuits) < len(names) {
+		for _, n := range names {
+			r := byName[n]
+			if done[n] || !done[r.Parent.v] {
+				continue
+			}
+			done[n] = true
+			c := inventory.Circuit{Name: n, Parent: r.Parent.v, Kind: r.Kind.v, Volts: r.Volts.v, Amps: r.Amps.v, Phases: 1, Derate: 0.8}
+			if r.Phases.set() {
+				c.Phases = r.Phases.v
+			}
+			if r.Derate.set() {
+				c.Derate = r.Derate.v
+			}
+			p.site.Circuits = append(p.site.Circuits, c)
+		}
+	}
+	return names
+}
+
+// cycle follows the parents of name and returns the way round if it comes back.
+func cycle(name string, byName map[string]rawCircuit) string {
+	way := []string{name}
+	for at := byName[name].Parent.v; at != "" && len(way) <= len(byName); at = byName[at].Parent.v {
+		way = append(way, at)
+		if at == name {
+			return strings.Join(way, " <- ")
+		}
+	}
+	return ""
+}
+
+// positive refuses zero, negative numbers and what is no number.
+func (p *parser) positive(n number, what string) {
+	if n.set() && !(n.v > 0 && !math.IsInf(n.v, 0)) {
+		p.fail(n.at, "", "%s is %v; it must be above 0", what, n.v)
+	}
+}
+
+func (p *parser) pdus(raw []rawPDU) []string {
+	where := map[string]int{}
+	var names []string
+	for _, r := range raw {
+		u := PDU{
+			Name: p.word(r.Name), Address: r.Address.v, Model: p.knows(r.Model, "PDU model", p.known.PDUModels),
+			Version: "v2c", Community: SecretRef(r.Community.name), User: r.User.v, Auth: SecretRef(r.Auth.name), Priv: SecretRef(r.Priv.name),
+		}
+		p.unique(where, r.Name.at, "PDU", u.Name)
+		names = append(names, u.Name)
+		if u.Address != "" {
+			if !strings.Contains(u.Address, ":") {
+				u.Address += ":161"
+				r.Address.v = u.Address
+			}
+			p.hostport(r.Address, false)
+		}
+		if r.Version.v != "" {
+			u.Version = r.Version.v
+		}
+		if u.Version == "v3" {
+			p.needs(r.at, "SNMP v3", map[string]at{"user": r.User.at, "auth": r.Auth.at, "priv": r.Priv.at})
+			p.refuses("SNMP v3", map[string]at{"community": r.Community.at})
+		} else {
+			p.needs(r.at, "SNMP "+u.Version, map[string]at{"community": r.Community.at})
+			p.refuses("SNMP "+u.Version, map[string]at{"user": r.User.at, "auth": r.Auth.at, "priv": r.Priv.at})
+		}
+		p.site.PDUs = append(p.site.PDUs, u)
+	}
+	return names
+}
+
+// needs reports keys that must stand beside a choice, refuses those that mean
+// nothing beside it.
+func (p *parser) needs(a at, choice string, keys map[string]at) {
+	for _, k := range slices.Sorted(maps.Keys(keys)) {
+		if !keys[k].set() {
+			p.fail(a, "add "+k, "%s needs %q", choice, k)
+		}
+	}
+}
+
+func (p *parser) refuses(choice string, keys map[string]at) {
+	for _, k := range slices.Sorted(maps.Keys(keys)) {
+		if keys[k].set() {
+			p.fail(keys[k], "remove it", "%s takes no %q", choice, k)
+		}
+	}
+}
+
+var pciAddress = regexp.MustCompile(patterns["pci"])
+
+func (p *parser) classes(raw []rawClass) {
+	where := map[string]int{}
+	for _, r := range raw {
+		c := Class{
+			Name: p.word(r.Name), Image: r.Image.v, Wipe: "discard", Watts: r.Watts.v,
+			Profile: p.knows(r.Profile, "burn-in profile", p.known.Profiles),
+			Target:  p.knows(r.Target, "triage target", p.known.Targets),
+			GPUs:    r.GPUs.Count.v, GPUModel: r.GPUs.Model.v, MinLinkWidth: r.GPUs.MinLinkWidth.v,
+			Slots: map[string]string{}, ApproveRule: r.Approve.v == "rule",
+		}
+		p.unique(where, r.Name.at, "class", c.Name)
+		p.positive(r.Watts, "watts")
+		if r.Wipe.v != "" {
+			c.Wipe = r.Wipe.v
+		}
+		if c.GPUs < 0 {
+			p.fail(r.GPUs.Count.at, "", "%d cards", c.GPUs)
+		}
+		for pci, label := range r.Slots {
+			if !pciAddress.MatchString(pci) {
+				p.fail(label.at, "write it like 0000:00:1c.0, in quotes", "%q is no PCI address", clip(pci))
+			}
+			c.Slots[pci] = label.v
+		}
+		p.site.Classes[c.Name] = c
+	}
+}
+
+func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
+	classes := slices.Sorted(maps.Keys(p.site.Classes))
+	names, macs, addrs, serials, places, outlets := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}
+	for _, r := range raw {
+		class := p.site.Classes[p.refer(r.Class, "class", classes)]
+		n := Node{Spec: inventory.Spec{
+			Position: inventory.Position(r.Position.v), Class: r.Class.v, Serial: r.Serial.v,
+			Circuit: p.refer(r.Circuit, "circuit", circuits), Watts: class.Watts, Protect: r.Protect.v,
+			Image: class.Image, Profile: class.Profile, Target: class.Target,
+		}}
+		if r.Name.v != "" {
+			id, err := inventory.ParseNodeID(r.Name.v)
+			if err != nil {
+				p.fail(r.Name.at, "", "%v", err)
+			}
+			n.Name = id
+		}
+		p.unique(names, r.Name.at, "node", r.Name.v)
+		p.unique(places, r.Position.at, "position", r.Position.v)
+		p.unique(serials, r.Serial.at, "serial", r.Serial.v)
+		for _, t := range r.MACs {
+			if m, ok := p.mac(t, macs); ok {
+				n.MACs = append(n.MACs, m)
+			}
+		}
+		if m, ok := p.mac(r.BMCMAC, macs); ok {
+			n.BMCMAC = &m
+		}
+		if r.Watts.set() {
+			p.positive(r.Watts, "watts")
+			n.Watts = r.Watts.v
+		}
+		if r.Circuit.v != "" && class.Name != "" && n.Watts == 0 {
+			p.fail(r.Circuit.at, "add watts to its class or to the node", "node %s hangs on circuit %s without a nameplate power: nothing could be reserved for it", n.Name, n.Circuit)
+		}
+		override := func(t text, to *string, what string, list []string) {
+			if t.v != "" {
+				*to = p.knows(t, what, list)
+			}
+		}
+		override(r.Image, &n.Image, "image", nil)
+		override(r.Profile, &n.Profile, "burn-in profile", p.known.Profiles)
+		override(r.Target, &n.Target, "triage target", p.known.Targets)
+
+		if n.Address = p.addr(r.Address); n.Address.IsValid() {
+			p.unique(addrs, r.Address.at, "address", r.Address.v)
+			p.fixedAddress(r, n)
+		}
+		n.Power = p.power(r, n, pdus, outlets)
+		p.site.Nodes = append(p.site.Nodes, n)
+	}
+}
+
+func (p *parser) mac(t text, seen map[string]int) (inventory.MAC, bool) {
+	if t.v == "" {
+		return inventory.MAC{}, false
+	}
+	m, err := inventory.ParseMAC(t.v)
+	if err != nil {
+		p.fail(t.at, "", "%v", err)
+		return m, false
+	}
+	p.unique(seen, t.at, "MAC address", m.String())
+	return m, true
+}
+
+// fixedAddress holds a fixed lease against the networks: inside exactly one,
+// and never one that the pool may give to another machine.
+func (p *parser) fixedAddress(r rawNode, n Node) {
+	if len(n.MACs) == 0 && !slices.ContainsFunc(r.MACs, func(t text) bool { return t.set() }) {
+		p.fail(r.Address.at, "add macs", "a fixed address needs the MAC address that gets it")
+	}
+	var nets []string
+	for _, w := range p.site.Networks {
+		if !w.Address.IsValid() {
+			return // reported already
+		}
+		nets = append(nets, w.Address.Masked().String())
+		if !w.Address.Contains(n.Address) {
+			continue
+		}
+		switch {
+		case w.Pool.Contains(n.Address):
+			p.fail(r.Address.at, "take one outside the pool", "fixed address %s is inside the pool %s-%s of %s", n.Address, w.Pool.First, w.Pool.Last, w.Name)
+		case n.Address == w.Address.Addr():
+			p.fail(r.Address.at, "", "%s is this server's own address", n.Address)
+		case n.Address == w.Router:
+			p.fail(r.Address.at, "", "%s is the router of %s", n.Address, w.Name)
+		case n.Address == w.Address.Masked().Addr() || n.Address == broadcast(w.Address):
+			p.fail(r.Address.at, "", "%s is the network or broadcast address of %s", n.Address, w.Name)
+		}
+		return
+	}
+	p.fail(r.Address.at, "networks are "+strings.Join(nets, ", "), "address %s is in no network", n.Address)
+}
+
+func broadcast(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
+}
+
+// driverKeys says which keys beside driver a power driver needs and takes.
+var driverKeys = map[string]struct{ needs, takes []string }{
+	"redfish": {[]string{"address", "user", "password"}, []string{"pin"}},
+	"ipmi":    {[]string{"address", "user", "password"}, []string{"cipherSuite"}},
+	"pdu":     {[]string{"outlets"}, nil},
+	"plug":    {[]string{"address", "kind"}, []string{"user", "password", "switch"}},
+	"wol":     {nil, []string{"mac"}},
+	"manual":  {},
+}
+
+var fingerprint = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
+
+func (p *parser) power(r rawNode, n Node, pdus []string, outlets map[string]int) Power {
+	w := r.Power
+	if !w.set() {
+		return Power{Driver: "manual"}
+	}
+	rule, ok := driverKeys[w.Driver.v]
+	if !ok {
+		return Power{}
+	}
+	v := reflect.ValueOf(w)
+	for i := range v.NumField() {
+		k := v.Type().Field(i).Tag.Get("yaml")
+		if k == "" || k == "driver" {
+			continue
+		}
+		there := len(w.Outlets) > 0
+		if k != "outlets" {
+			there = v.Field(i).FieldByName("line").Int() > 0
+		}
+		switch {
+		case there && !slices.Contains(rule.needs, k) && !slices.Contains(rule.takes, k):
+			p.fail(w.at, "remove it, or choose another driver", "power driver %s takes no %q", w.Driver.v, k)
+		case !there && slices.Contains(rule.needs, k):
+			p.fail(w.at, "add "+k, "power driver %s needs %q", w.Driver.v, k)
+		}
+	}
+	out := Power{
+		Driver: w.Driver.v, Address: w.Address.v, User: w.User.v, Password: SecretRef(w.Password.name),
+		Pin: strings.ToLower(w.Pin.v), Kind: w.Kind.v, Switch: w.Switch.v,
+	}
+	switch out.Driver {
+	case "redfish":
+		if u, err := url.Parse(out.Address); out.Address != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil) {
+			p.fail(w.Address.at, "write https://HOST; account and password have keys of their own", "%q is no URL of a BMC", clip(redactURL(out.Address)))
+		} else if err == nil && u.Scheme == "http" && !p.site.Lab {
+			p.fail(w.Address.at, "write https://; pin its certificate with pin", "the password would cross the network in clear")
+		}
+		if w.Pin.v != "" && !fingerprint.MatchString(w.Pin.v) {
+			p.fail(w.Pin.at, "", "pin: want 64 hexadecimal digits (SHA-256)")
+		}
+	case "ipmi":
+		out.CipherSuite = 17 // RAKP-HMAC-SHA256; 3 is the old default
+		if c := w.CipherSuite; c.set() {
+			out.CipherSuite = c.v
+			// Suite 0 checks no password at all (IPMI 2.0 table 22-20).
+			if c.v != 3 && c.v != 8 && c.v != 12 && c.v != 17 {
+				p.fail(c.at, "use 17, or 3 on old BMCs", "cipher suite %d is not used: it protects too little or is unknown", c.v)
+			}
+		}
+	case "pdu":
+		for _, o := range w.Outlets {
+			p.refer(o.PDU, "PDU", pdus)
+			if o.Outlet.set() && o.Outlet.v < 1 {
+				p.fail(o.Outlet.at, "outlets are counted from 1", "outlet %d", o.Outlet.v)
+			}
+			// The same outlet on two machines switches the wrong one off.
+			p.unique(outlets, o.at, "outlet", o.PDU.v+" "+strconv.Itoa(o.Outlet.v))
+			out.Outlets = append(out.Outlets, Outlet{o.PDU.v, o.Outlet.v})
+		}
+	case "wol":
+		if w.MAC.v != "" {
+			if m, ok := p.mac(w.MAC, map[string]int{}); ok {
+				out.MAC = m
+			}
+		} else if len(n.MACs) > 0 {
+			out.MAC = n.MACs[0]
+		} else {
+			p.fail(w.at, "add macs to the node", "wake-on-LAN needs a MAC address")
+		}
+	}
+	return out
+}
+
+// redactURL drops what stands before the host.
+func redactURL(s string) string {
+	if i := strings.LastIndex(s, "@"); i >= 0 {
+		return "..." + s[i:]
+	}
+	return s
+}
+
+func (p *parser) cluster(r *rawCluster) {
+	if r == nil {
+		return
+	}
+	c := &Cluster{Kind: r.Kind.v, Name: r.Kind.v, Conf: r.Conf.v, Server: r.Server.v, MungeKey: SecretRef(r.MungeKey.name)}
+	if r.Name.v != "" {
+		c.Name = p.word(r.Name)
+	}
+	if c.Conf != "" && !filepath.IsAbs(c.Conf) {
+		p.fail(r.Conf.at, "write the whole path, from /", "%q is no absolute path", c.Conf)
+	}
+	if c.Server != "" {
+		p.hostport(r.Server, false)
+	}
+	p.site.Cluster = c
+}
+
+func (p *parser) duration(t text) time.Duration {
+	d, err := time.ParseDuration(t.v)
+	if err != nil || d <= 0 {
+		p.fail(t.at, "write it like 2s, 500ms or 1m", "%q is no length of time", clip(t.v))
+	}
+	return d
+}
+
+var sizeText = regexp.MustCompile(patterns["size"])
+
+func (p *parser) size(t text) int64 {
+	if t.v == "" {
+		return 0
+	}
+	if sizeText.MatchString(t.v) {
+		for unit, shift := range map[string]int{"KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40} {
+			if n, ok := strings.CutSuffix(t.v, unit); ok {
+				f, err := strconv.ParseFloat(n, 64)
+				if b := f * float64(int64(1)<<shift); err == nil && b >= 1 && b < 1<<62 {
+					return int64(b)
+				}
+			}
+		}
+		if n, err := strconv.ParseInt(strings.TrimSuffix(t.v, "B"), 10, 62); err == nil && n > 0 {
+			return n
+		}
+	}
+	p.fail(t.at, "write it like 24GiB", "%q is no size", clip(t.v))
+	return 0
+}
+
+func (p *parser) standsFor(raw rawSite) {
+	if len(raw.StandsFor) > 0 && !raw.Lab.v {
+		p.fail(raw.StandsFor[0].at, "remove standsFor; only a lab site (lab: true) may show cards that are not there", "standsFor on a site that is no lab")
+	}
+	var names []string
+	for _, n := range p.site.Nodes {
+		names = append(names, string(n.Name))
+	}
+	seen := map[string]int{}
+	for _, r := range raw.StandsFor {
+		s := StandIn{PCI: r.PCI.v, Model: r.Model.v, UUID: r.UUID.v, VRAM: p.size(r.VRAM), Fault: r.Fault.v}
+		p.refer(r.Node, "node", names)
+		if s.PCI != "" && !pciAddress.MatchString(s.PCI) {
+			p.fail(r.PCI.at, "write it like 0000:01:00.0, in quotes", "%q is no PCI address", clip(s.PCI))
+		}
+		p.unique(seen, r.PCI.at, "device", r.Node.v+" "+s.PCI)
+		id := inventory.NodeID(r.Node.v)
+		p.site.StandsFor[id] = append(p.site.StandsFor[id], s)
+	}
+}

@@ -1,0 +1,281 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// The raw structs mirror the file. Their tags are the one table of keys: the
+// decoder obeys it, and the JSON Schema is printed from it.
+//
+//	yaml    the key
+//	need    yes: the key must stand there
+//	doc     one line for the schema and for "is missing"
+//	enum    the words allowed, separated by spaces
+//	format  duration, size, or what Parse makes of a text
+
+type rawSite struct {
+	at
+	APIVersion text         `yaml:"apiVersion" need:"yes" enum:"smelt/v1" doc:"version of this file's format"`
+	Site       text         `yaml:"site" need:"yes" doc:"name of the site"`
+	State      text         `yaml:"state" need:"yes" doc:"folder of the database, keys, secrets, images and boot files"`
+	Store      rawStore     `yaml:"store" doc:"sqlite (default) or {postgres: {dsn: {secret: NAME}}}"`
+	Listen     rawListen    `yaml:"listen" need:"yes" doc:"addresses that the server listens on"`
+	Networks   []rawNetwork `yaml:"networks" need:"yes" doc:"networks that machines boot on"`
+	Circuits   []rawCircuit `yaml:"circuits" doc:"the power tree; nothing is granted above volts x amps x derate"`
+	PDUs       []rawPDU     `yaml:"pdus" doc:"switched power distribution units"`
+	Classes    []rawClass   `yaml:"classes" need:"yes" doc:"what is expected of groups of nodes"`
+	Nodes      []rawNode    `yaml:"nodes" doc:"the machines that are expected"`
+	Cluster    *rawCluster  `yaml:"cluster" doc:"the cluster that validated nodes join; none without it"`
+	Limits     rawLimits    `yaml:"limits" doc:"blast radius and pace"`
+	Lab        flag         `yaml:"lab" doc:"a lab site may show simulated cards, labelled so"`
+	StandsFor  []rawStandIn `yaml:"standsFor" doc:"lab only: which card an emulated device stands for"`
+}
+
+type rawListen struct {
+	at
+	Boot  text `yaml:"boot" need:"yes" format:"listen" doc:"plain HTTP for boot files and images, HOST:PORT"`
+	Agent text `yaml:"agent" need:"yes" format:"listen" doc:"HTTPS for agents, HOST:PORT"`
+	UI    text `yaml:"ui" need:"yes" format:"listen" doc:"API and pages for people: HOST:PORT, fd:N or systemd"`
+}
+
+type rawNetwork struct {
+	at
+	Name      text   `yaml:"name" need:"yes" doc:"name of the network"`
+	Interface text   `yaml:"interface" need:"yes" doc:"network interface of this server"`
+	Address   text   `yaml:"address" need:"yes" format:"prefix" doc:"our address on it with prefix length, for example 10.20.0.1/16"`
+	Pool      text   `yaml:"pool" format:"range" doc:"FIRST-LAST address for machines without a fixed one"`
+	Router    text   `yaml:"router" format:"address" doc:"default gateway given to machines"`
+	DNS       []text `yaml:"dns" format:"address" doc:"name servers given to machines"`
+	RA        flag   `yaml:"routerAdvertisement" doc:"answer IPv6 router solicitations with an empty one: iPXE starts sooner"`
+}
+
+type rawCircuit struct {
+	at
+	Name   text   `yaml:"name" need:"yes" doc:"name of the circuit"`
+	Kind   text   `yaml:"kind" need:"yes" enum:"feed panel pdu bank outlet" doc:"level of the power tree"`
+	Parent text   `yaml:"parent" doc:"name of the circuit that feeds it"`
+	Volts  number `yaml:"volts" need:"yes" doc:"line voltage; line to line on three phases"`
+	Amps   number `yaml:"amps" need:"yes" doc:"breaker rating"`
+	Phases whole  `yaml:"phases" enum:"1 3" doc:"1 (default) or 3"`
+	Derate number `yaml:"derate" doc:"share of the rating for continuous load; 0.8 (default)"`
+}
+
+type rawPDU struct {
+	at
+	Name      text      `yaml:"name" need:"yes" doc:"name of the PDU"`
+	Address   text      `yaml:"address" need:"yes" format:"hostport" doc:"HOST:PORT of its SNMP agent; port 161 when left out"`
+	Model     text      `yaml:"model" need:"yes" doc:"PDU model: which OIDs it understands"`
+	Version   text      `yaml:"version" enum:"v1 v2c v3" doc:"SNMP version; v2c (default)"`
+	Community secretRef `yaml:"community" doc:"v1 and v2c: the write community"`
+	User      text      `yaml:"user" doc:"v3: user name"`
+	Auth      secretRef `yaml:"auth" doc:"v3: authentication passphrase (SHA-256)"`
+	Priv      secretRef `yaml:"priv" doc:"v3: privacy passphrase (AES)"`
+}
+
+type rawClass struct {
+	at
+	Name    text            `yaml:"name" need:"yes" doc:"name of the class"`
+	GPUs    rawGPUs         `yaml:"gpus" doc:"the cards that are expected"`
+	Target  text            `yaml:"target" need:"yes" doc:"floors that triage holds a node against"`
+	Image   text            `yaml:"image" need:"yes" doc:"name or digest of an image in the store"`
+	Profile text            `yaml:"profile" need:"yes" doc:"burn-in profile"`
+	Wipe    text            `yaml:"wipe" enum:"metadata discard overwrite secure" doc:"how disks are erased; discard (default)"`
+	Watts   number          `yaml:"watts" doc:"nameplate power of one node, reserved before a start"`
+	Slots   map[string]text `yaml:"slots" doc:"PCI address of a port or card: label a technician can find"`
+	Approve text            `yaml:"approve" enum:"operator rule" doc:"operator (default), or rule: nodes whose verdict is convert are approved without a person"`
+}
+
+type rawGPUs struct {
+	at
+	Count        whole `yaml:"count" need:"yes" doc:"number of cards"`
+	Model        text  `yaml:"model" doc:"part of the model's name, for example RTX 3090"`
+	MinLinkWidth whole `yaml:"minLinkWidth" enum:"1 2 4 8 16" doc:"PCIe lanes each card must have"`
+}
+
+type rawNode struct {
+	at
+	Name     text     `yaml:"name" need:"yes" doc:"name of the node: a host name label"`
+	Position text     `yaml:"position" need:"yes" doc:"place in the site, for example A3-S2"`
+	Class    text     `yaml:"class" need:"yes" doc:"name of a class"`
+	MACs     []text   `yaml:"macs" format:"mac" doc:"hardware addresses of its network cards"`
+	BMCMAC   text     `yaml:"bmcMAC" format:"mac" doc:"hardware address of its BMC"`
+	Serial   text     `yaml:"serial" doc:"serial number of board or chassis"`
+	Address  text     `yaml:"address" format:"address" doc:"fixed address"`
+	Circuit  text     `yaml:"circuit" doc:"name of the circuit it hangs on"`
+	Watts    number   `yaml:"watts" doc:"nameplate power, when it differs from its class"`
+	Protect  flag     `yaml:"protect" doc:"true: it is never wiped, whatever anybody approves"`
+	Image    text     `yaml:"image" doc:"image, when it differs from its class"`
+	Profile  text     `yaml:"profile" doc:"burn-in profile, when it differs from its class"`
+	Target   text     `yaml:"target" doc:"triage target, when it differs from its class"`
+	Power    rawPower `yaml:"power" doc:"how it is switched; a person does it when left out"`
+}
+
+type rawPower struct {
+	at
+	Driver      text        `yaml:"driver" need:"yes" enum:"redfish ipmi pdu plug wol manual" doc:"how the machine is switched"`
+	Address     text        `yaml:"address" doc:"redfish: https URL; ipmi and plug: HOST or HOST:PORT"`
+	User        text        `yaml:"user" doc:"redfish, ipmi, plug: account"`
+	Password    secretRef   `yaml:"password" doc:"redfish, ipmi, plug: its password"`
+	CipherSuite whole       `yaml:"cipherSuite" doc:"ipmi: cipher suite; 17 (default)"`
+	Pin         text        `yaml:"pin" doc:"redfish: SHA-256 of the certificate, hexadecimal"`
+	Outlets     []rawOutlet `yaml:"outlets" doc:"pdu: every outlet that feeds the machine"`
+	Kind        text        `yaml:"kind" enum:"shelly tasmota" doc:"plug: its firmware"`
+	Switch      whole       `yaml:"switch" doc:"plug: number of its relay; 0 (default)"`
+	MAC         text        `yaml:"mac" format:"mac" doc:"wol: address to wake; the first of macs (default)"`
+}
+
+type rawOutlet struct {
+	at
+	PDU    text  `yaml:"pdu" need:"yes" doc:"name of a PDU"`
+	Outlet whole `yaml:"outlet" need:"yes" doc:"number of the outlet, from 1"`
+}
+
+type rawCluster struct {
+	at
+	Kind     text      `yaml:"kind" need:"yes" enum:"slurm" doc:"kind of cluster"`
+	Name     text      `yaml:"name" doc:"name of the cluster; its kind (default)"`
+	Conf     text      `yaml:"conf" need:"yes" doc:"slurm: slurm.conf of the controller; scontrol runs here"`
+	Server   text      `yaml:"server" need:"yes" format:"hostport" doc:"slurm: HOST:PORT where slurmd finds the controller"`
+	MungeKey secretRef `yaml:"mungeKey" need:"yes" doc:"slurm: the munge key"`
+}
+
+type rawLimits struct {
+	at
+	MaxActive   whole `yaml:"maxActive" doc:"conversions at once: the blast radius; 10 (default)"`
+	StartWindow text  `yaml:"startWindow" format:"duration" doc:"one machine starts on a circuit in this time; 2s (default)"`
+}
+
+type rawStandIn struct {
+	at
+	Node  text `yaml:"node" need:"yes" doc:"name of the node"`
+	PCI   text `yaml:"pci" need:"yes" format:"pci" doc:"PCI address of the emulated device"`
+	Model text `yaml:"model" need:"yes" doc:"model of the card it stands for"`
+	UUID  text `yaml:"uuid" doc:"UUID shown for it; made from node and address when left out"`
+	VRAM  text `yaml:"vram" need:"yes" format:"size" doc:"memory of the card, for example 24GiB"`
+	Fault text `yaml:"fault" enum:"lost vram hot" doc:"what is wrong with it"`
+}
+
+// rawStore is a word or one key: sqlite, or {postgres: {dsn: {secret: NAME}}}.
+type rawStore struct {
+	at
+	kind string
+	dsn  secretRef
+}
+
+func (s *rawStore) decode(d *decoder, n *yaml.Node, path string) {
+	s.at = place(n, path)
+	if n.Kind == yaml.ScalarNode {
+		if s.kind = n.Value; n.Value != "sqlite" {
+			// A connection string in clear may hold a password: it is not repeated.
+			d.fail(s.at, "write sqlite, or {postgres: {dsn: {secret: NAME}}}", "unknown store")
+		}
+		return
+	}
+	var r struct {
+		at
+		Postgres struct {
+			at
+			DSN secretRef `yaml:"dsn" need:"yes" doc:"{secret: NAME} of the connection string"`
+		} `yaml:"postgres" need:"yes" doc:"{dsn: {secret: NAME}}"`
+	}
+	d.object(n, reflect.ValueOf(&r).Elem(), path)
+	s.kind, s.dsn = "postgres", r.Postgres.DSN
+}
+
+func (*text) schema() map[string]any   { return map[string]any{"type": "string", "minLength": 1} }
+func (*number) schema() map[string]any { return map[string]any{"type": "number"} }
+func (*whole) schema() map[string]any  { return map[string]any{"type": "integer"} }
+func (*flag) schema() map[string]any   { return map[string]any{"type": "boolean"} }
+
+func (*secretRef) schema() map[string]any {
+	return map[string]any{
+		"type": "object", "additionalProperties": false, "required": []string{"secret"},
+		"properties": map[string]any{"secret": map[string]any{"type": "string", "pattern": secretName.String(), "description": "name of a stored secret: smelt secret set NAME"}},
+	}
+}
+
+func (*rawStore) schema() map[string]any {
+	dsn := map[string]any{
+		"type": "object", "additionalProperties": false, "required": []string{"dsn"},
+		"properties": map[string]any{"dsn": (*secretRef)(nil).schema()},
+	}
+	return map[string]any{"oneOf": []any{
+		map[string]any{"const": "sqlite"},
+		map[string]any{"type": "object", "additionalProperties": false, "required": []string{"postgres"}, "properties": map[string]any{"postgres": dsn}},
+	}}
+}
+
+// patterns are what a schema can say of the formats; Parse checks the rest.
+var patterns = map[string]string{
+	"duration": `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`,
+	"size":     `^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$`,
+	"mac":      `^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$`,
+	"pci":      `^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`,
+	"prefix":   `^[0-9.]+/[0-9]+$`,
+	"range":    `^[0-9.]+ ?- ?[0-9.]+$`,
+	"address":  `^[0-9.]+$`,
+	"hostport": `^[^ ]+$`,
+	"listen":   `^(.*:[0-9]+|fd:[0-9]+|systemd)$`,
+}
+
+// Schema is the JSON Schema (2020-12) of a site file, for editors.
+func Schema() map[string]any {
+	s := schemaOf(reflect.TypeFor[rawSite](), "")
+	s["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+	s["title"] = "Smelt site"
+	return s
+}
+
+func schemaOf(t reflect.Type, tag reflect.StructTag) map[string]any {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if l, ok := reflect.New(t).Interface().(leaf); ok {
+		s := l.schema()
+		if e := tag.Get("enum"); e != "" {
+			var words []any
+			for w := range strings.FieldsSeq(e) {
+				if s["type"] == "integer" {
+					var n int
+					fmt.Sscan(w, &n)
+					words = append(words, n)
+					continue
+				}
+				words = append(words, w)
+			}
+			s["enum"] = words
+		}
+		if p := patterns[tag.Get("format")]; p != "" {
+			s["pattern"] = p
+		}
+		return s
+	}
+	switch t.Kind() {
+	case reflect.Slice:
+		return map[string]any{"type": "array", "items": schemaOf(t.Elem(), tag)}
+	case reflect.Map:
+		return map[string]any{"type": "object", "additionalProperties": schemaOf(t.Elem(), "")}
+	}
+	props, need := map[string]any{}, []string{}
+	for f := range t.Fields() {
+		k := f.Tag.Get("yaml")
+		if k == "" {
+			continue
+		}
+		p := schemaOf(f.Type, f.Tag)
+		p["description"] = f.Tag.Get("doc")
+		props[k] = p
+		if f.Tag.Get("need") == "yes" {
+			need = append(need, k)
+		}
+	}
+	s := map[string]any{"type": "object", "additionalProperties": false, "properties": props}
+	if len(need) > 0 {
+		s["required"] = need
+	}
+	return s
+}

@@ -1,0 +1,160 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"smelt/inventory"
+)
+
+// A Site is a checked site.yaml. Names it refers to exist, addresses parse,
+// and nothing stands twice.
+type Site struct {
+	Name       string
+	State      string // folder
+	Store      Store
+	Listen     Listen
+	Networks   []Network
+	Circuits   []inventory.Circuit // parents before children
+	PDUs       []PDU
+	Classes    map[string]Class
+	Nodes      []Node
+	Cluster    *Cluster // nil: nodes go in service without one
+	MaxActive  int
+	SlotWindow time.Duration
+	Lab        bool
+	StandsFor  map[inventory.NodeID][]StandIn
+}
+
+// A SecretRef is the name of a stored secret; "" where none is given.
+type SecretRef string
+
+// Store says where state is kept: SQLite in the state folder unless Postgres
+// names the secret that holds a connection string.
+type Store struct {
+	Postgres SecretRef
+}
+
+// Listen holds the addresses of the three listeners. UI may also be "fd:N" or
+// "systemd" (an inherited socket).
+type Listen struct {
+	Boot, Agent, UI string
+}
+
+// A Network is one that machines boot on.
+type Network struct {
+	Name                string
+	Interface           string
+	Address             netip.Prefix // ours, with host bits
+	Pool                Range        // zero: only machines with a fixed address get one
+	Router              netip.Addr   // may be invalid: none
+	DNS                 []netip.Addr
+	RouterAdvertisement bool
+}
+
+// A Range is first to last address, both included. The zero Range is empty.
+type Range struct {
+	First, Last netip.Addr
+}
+
+// Contains tells whether a is inside.
+func (r Range) Contains(a netip.Addr) bool {
+	return r.First.IsValid() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+// A PDU is a switched power distribution unit spoken to by SNMP.
+type PDU struct {
+	Name       string
+	Address    string // HOST:PORT
+	Model      string
+	Version    string // v1, v2c, v3
+	Community  SecretRef
+	User       string
+	Auth, Priv SecretRef
+}
+
+// A Class is what is expected of a group of nodes.
+type Class struct {
+	Name         string
+	Image        string
+	Profile      string
+	Target       string
+	Wipe         string
+	Watts        float64
+	GPUs         int
+	GPUModel     string
+	MinLinkWidth int
+	Slots        map[string]string
+	ApproveRule  bool // approved without a person when the verdict is convert
+}
+
+// A Node is one expected machine. Spec has the class's values filled in where
+// the node gives none.
+type Node struct {
+	inventory.Spec
+	Address netip.Addr // fixed lease; may be invalid: none
+	Power   Power
+}
+
+// Power says how a node is switched. Only the fields of its driver are set.
+type Power struct {
+	Driver      string // redfish ipmi pdu plug wol manual
+	Address     string
+	User        string
+	Password    SecretRef
+	CipherSuite int
+	Pin         string
+	Outlets     []Outlet
+	Kind        string // plug: shelly, tasmota
+	Switch      int
+	MAC         inventory.MAC // wol
+}
+
+// An Outlet is one outlet of a PDU, counted from 1.
+type Outlet struct {
+	PDU    string
+	Outlet int
+}
+
+// Cluster is what validated nodes join.
+type Cluster struct {
+	Kind     string // slurm
+	Name     string
+	Conf     string
+	Server   string
+	MungeKey SecretRef
+}
+
+// A StandIn says which card an emulated device stands for, on a lab site.
+type StandIn struct {
+	PCI   string
+	Model string
+	UUID  string
+	VRAM  int64
+	Fault string
+}
+
+// Secrets lists the secrets that the site names, each once.
+func (s *Site) Secrets() []SecretRef {
+	var out []SecretRef
+	seen := map[SecretRef]bool{"": true}
+	add := func(refs ...SecretRef) {
+		for _, r := range refs {
+			if !seen[r] {
+				seen[r] = true
+				out = append(out, r)
+			}
+		}
+	}
+	add(s.Store.Postgres)
+	for _, p := range s.PDUs {
+		add(p.Community, p.Auth, p.Priv)
+	}
+	for _, n := range s.Nodes {
+		add(n.Power.Password)
+	}
+	if s.Cluster != nil {
+		add(s.Cluster.MungeKey)
+	}
+	return out
+}
