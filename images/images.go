@@ -35,6 +35,9 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 // Short is enough for people.
 func (d Digest) Short() string { return d.String()[:12] }
 
+// IsZero says whether d is not set.
+func (d Digest) IsZero() bool { return d == Digest{} }
+
 // MarshalText writes the hexadecimal form.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
@@ -48,7 +51,7 @@ func (d *Digest) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Manifest describes one image. Its own digest (SHA-256 of its canonical JSON)
+// Manifest describes one image. The SHA-256 of its JSON, as it was signed,
 // names the image everywhere.
 type Manifest struct {
 	Name    string    `json:"name"`    // ai-node
@@ -62,8 +65,8 @@ type Manifest struct {
 	Chunks  []Chunk   `json:"chunks"`
 }
 
-// Chunk is Length bytes of the disk image at Offset. A zero chunk has no bytes
-// in the blob.
+// Chunk is Length bytes of the disk image at Offset. The frame of a zero chunk
+// is in the blob for zstd -d alone: nobody need fetch it, so it is not located.
 type Chunk struct {
 	Offset  int64  `json:"offset"`
 	Length  int64  `json:"length"`

@@ -1,21 +1,368 @@
 package images
 
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
 // Store is a folder of images, addressed by content:
 //
 //	blobs/DIGEST      compressed images
-//	manifests/DIGEST  signed manifests (Envelope)
-//	names/NAME        the digest a name stands for (channel)
-type Store struct{ contract }
+//	manifests/DIGEST  signed manifests
+//	names/NAME        the digest a name (channel) stands for
+//
+// A file under its final name is complete: everything is written beside, synced
+// and renamed. Processes may share the folder.
+type Store struct{ dir string }
 
-type contract struct{}
-
-const unbuilt = "images: being built"
+// ErrNotFound is wrapped where the store has no such image.
+var ErrNotFound = errors.New("no such image")
 
 // OpenStore opens or makes the folder.
-func OpenStore(dir string) (*Store, error) { panic(unbuilt) }
+func OpenStore(dir string) (*Store, error) {
+	s := &Store{dir}
+	for _, d := range []string{"blobs", "manifests", "names", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, fmt.Errorf("image store: %w", err)
+		}
+	}
+	return s, nil
+}
 
-// Resolve turns a name, a digest or a unique prefix of one into the digest of a manifest.
-func (s *Store) Resolve(ref string) (Digest, error) { panic(unbuilt) }
+func (s *Store) blob(d Digest) string     { return filepath.Join(s.dir, "blobs", d.String()) }
+func (s *Store) manifest(d Digest) string { return filepath.Join(s.dir, "manifests", d.String()) }
+
+// Put stores a signed manifest and its blob, and gives the image the name in
+// the manifest. The blob is refused unless it is what the manifest says; nil
+// stands for a blob that is already there.
+func (s *Store) Put(envelope []byte, blob io.Reader) (Digest, error) {
+	m, d, err := unverified(envelope)
+	if err != nil {
+		return Digest{}, err
+	}
+	if blob != nil {
+		err := s.create(s.blob(m.Blob), func(f *os.File) error {
+			sum := sha256.New()
+			n, err := io.Copy(io.MultiWriter(f, sum), io.LimitReader(blob, m.BlobLen+1))
+			if err != nil {
+				return err
+			}
+			if n != m.BlobLen || Digest(sum.Sum(nil)) != m.Blob {
+				return fmt.Errorf("blob of %s is not the one its manifest names (%d bytes, want %d)", d.Short(), n, m.BlobLen)
+			}
+			return nil
+		})
+		if err != nil {
+			return Digest{}, fmt.Errorf("image store: %w", err)
+		}
+	} else if i, err := os.Stat(s.blob(m.Blob)); err != nil || i.Size() != m.BlobLen {
+		return Digest{}, fmt.Errorf("image store: blob of %s: %w", d.Short(), ErrNotFound)
+	}
+	if err := s.write(s.manifest(d), envelope); err != nil {
+		return Digest{}, err
+	}
+	return d, s.Name(m.Name, d)
+}
+
+// Add compresses a raw disk image into the store, signs it and names it. m
+// says what the bytes do not: Name, Created, Key, Root, Kernel.
+func (s *Store) Add(ctx context.Context, m Manifest, raw io.ReaderAt, size int64, key ed25519.PrivateKey, progress func(done int64)) (Digest, error) {
+	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "blob-*")
+	if err != nil {
+		return Digest{}, fmt.Errorf("image store: %w", err)
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	c, err := Compress(ctx, f, raw, size, progress)
+	if err != nil {
+		return Digest{}, err
+	}
+	m.Size, m.Blob, m.BlobLen, m.Chunks = c.Size, c.Blob, c.BlobLen, c.Chunks
+	envelope, err := Sign(m, key)
+	if err != nil {
+		return Digest{}, err
+	}
+	if err := s.commit(f, s.blob(m.Blob)); err != nil {
+		return Digest{}, err
+	}
+	return s.Put(envelope, nil)
+}
+
+// Resign replaces the signature of an image, whose digest stays.
+func (s *Store) Resign(d Digest, key ed25519.PrivateKey) error {
+	b, err := s.Envelope(d)
+	if err != nil {
+		return err
+	}
+	e, err := decodeEnvelope(b)
+	if err != nil {
+		return err
+	}
+	if b, err = seal(e.Payload, key); err != nil {
+		return err
+	}
+	return s.write(s.manifest(d), b)
+}
+
+// Name makes name, a channel such as stable, stand for an image in the store.
+func (s *Store) Name(name string, d Digest) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("image name %q: want small letters, digits, dots and dashes", name)
+	}
+	if _, err := os.Stat(s.manifest(d)); err != nil {
+		return fmt.Errorf("image %s: %w", d.Short(), ErrNotFound)
+	}
+	return s.write(filepath.Join(s.dir, "names", name), []byte(d.String()+"\n"))
+}
+
+var prefixForm = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
+
+// Resolve turns a name, a digest or a unique prefix of one into the digest of
+// a manifest. A name wins over a prefix.
+func (s *Store) Resolve(ref string) (Digest, error) {
+	if nameForm.MatchString(ref) {
+		b, err := os.ReadFile(filepath.Join(s.dir, "names", ref))
+		if err == nil {
+			d, err := ParseDigest(strings.TrimSpace(string(b)))
+			if err != nil {
+				return Digest{}, fmt.Errorf("image name %s: %w", ref, err)
+			}
+			return d, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return Digest{}, fmt.Errorf("image name %s: %w", ref, err)
+		}
+	}
+	prefix := strings.TrimPrefix(ref, "sha256:")
+	if !prefixForm.MatchString(prefix) {
+		return Digest{}, fmt.Errorf("image %q: %w; smelt image list shows what is there", ref, ErrNotFound)
+	}
+	all, err := s.digests()
+	if err != nil {
+		return Digest{}, err
+	}
+	var found []Digest
+	for _, d := range all {
+		if strings.HasPrefix(d.String(), prefix) {
+			found = append(found, d)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Digest{}, fmt.Errorf("image %q: %w; smelt image list shows what is there", ref, ErrNotFound)
+	case 1:
+		return found[0], nil
+	}
+	return Digest{}, fmt.Errorf("image %q: %d images begin so", ref, len(found))
+}
 
 // Manifest returns an image's manifest, unverified: agents verify for themselves.
-func (s *Store) Manifest(d Digest) (Manifest, error) { panic(unbuilt) }
+func (s *Store) Manifest(d Digest) (Manifest, error) {
+	b, err := s.Envelope(d)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m, got, err := unverified(b)
+	if err != nil {
+		return Manifest{}, fmt.Errorf("image %s: %w", d.Short(), err)
+	}
+	if got != d {
+		return Manifest{}, fmt.Errorf("image %s: the stored manifest is %s", d.Short(), got.Short())
+	}
+	return m, nil
+}
+
+// Envelope returns an image's signed manifest, for Open.
+func (s *Store) Envelope(d Digest) ([]byte, error) {
+	b, err := os.ReadFile(s.manifest(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("image %s: %w", d.Short(), ErrNotFound)
+	}
+	return b, err
+}
+
+// Blob opens an image's compressed file.
+func (s *Store) Blob(m Manifest) (*os.File, error) {
+	f, err := os.Open(s.blob(m.Blob))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("blob of image %s: %w", m.Name, ErrNotFound)
+	}
+	return f, err
+}
+
+// Verify reads the whole blob and holds it against the manifest.
+func (s *Store) Verify(d Digest) error {
+	m, err := s.Manifest(d)
+	if err != nil {
+		return err
+	}
+	f, err := s.Blob(m)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, f)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", d.Short(), err)
+	}
+	if n != m.BlobLen || Digest(sum.Sum(nil)) != m.Blob {
+		return fmt.Errorf("image %s: the stored blob is damaged: build or fetch it again", d.Short())
+	}
+	return nil
+}
+
+// Entry is one image in a list.
+type Entry struct {
+	Digest Digest
+	Names  []string
+	Manifest
+}
+
+// List returns all images, newest first.
+func (s *Store) List() ([]Entry, error) {
+	all, err := s.digests()
+	if err != nil {
+		return nil, err
+	}
+	names, err := os.ReadDir(filepath.Join(s.dir, "names"))
+	if err != nil {
+		return nil, err
+	}
+	named := map[string][]string{}
+	for _, n := range names {
+		if b, err := os.ReadFile(filepath.Join(s.dir, "names", n.Name())); err == nil {
+			d := strings.TrimSpace(string(b))
+			named[d] = append(named[d], n.Name())
+		}
+	}
+	var list []Entry
+	for _, d := range all {
+		m, err := s.Manifest(d)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, Entry{d, named[d.String()], m})
+	}
+	slices.SortFunc(list, func(a, b Entry) int {
+		if c := b.Created.Compare(a.Created); c != 0 {
+			return c
+		}
+		return bytes.Compare(a.Digest[:], b.Digest[:])
+	})
+	return list, nil
+}
+
+// digests returns the digests of all manifests.
+func (s *Store) digests() ([]Digest, error) {
+	files, err := os.ReadDir(filepath.Join(s.dir, "manifests"))
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	var all []Digest
+	for _, f := range files {
+		if d, err := ParseDigest(f.Name()); err == nil {
+			all = append(all, d)
+		}
+	}
+	return all, nil
+}
+
+// Handler serves GET and HEAD of /manifest/DIGEST and /blob/DIGEST, with
+// ranges. Nothing under such a URL ever changes, and nothing is secret, so any
+// cache on the way may keep it.
+func (s *Store) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /manifest/{digest}", s.serve(s.manifest, "application/vnd.dsse.envelope.v1+json"))
+	mux.HandleFunc("GET /blob/{digest}", s.serve(s.blob, "application/zstd"))
+	return mux
+}
+
+func (s *Store) serve(path func(Digest) string, contentType string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		// A digest is the only part of the path that reaches the file system.
+		d, err := ParseDigest(r.PathValue("digest"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		f, err := os.Open(path(d))
+		if err != nil {
+			http.Error(w, "no "+d.Short()+" here", http.StatusNotFound)
+			return
+		}
+		defer f.Close()
+		h := w.Header()
+		h.Set("Content-Type", contentType)
+		h.Set("ETag", `"`+d.String()+`"`)
+		h.Set("Cache-Control", "public, max-age=31536000, immutable, no-transform")
+		http.ServeContent(w, r, "", time.Time{}, f)
+	}
+}
+
+// unverified decodes an envelope whose signature is somebody else's to check.
+func unverified(b []byte) (Manifest, Digest, error) {
+	e, err := decodeEnvelope(b)
+	if err != nil {
+		return Manifest{}, Digest{}, err
+	}
+	return decodeManifest(e.Payload)
+}
+
+// write replaces a small file in one step.
+func (s *Store) write(path string, b []byte) error {
+	err := s.create(path, func(f *os.File) error {
+		_, err := f.Write(b)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	return nil
+}
+
+// create makes a file with what fill writes, or leaves nothing.
+func (s *Store) create(path string, fill func(*os.File) error) error {
+	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone by then, when all went well
+	defer f.Close()
+	if err := fill(f); err != nil {
+		return err
+	}
+	return s.commit(f, path)
+}
+
+// commit gives f, which the caller closes, its final name.
+func (s *Store) commit(f *os.File, path string) error {
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,170 @@
+package images
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestStore(t *testing.T) {
+	s, dir := tempStore(t)
+	pub, priv := key(1)
+	raw := disk(3)
+	d, err := s.Add(t.Context(), described(), bytes.NewReader(raw), int64(len(raw)), priv, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"ai-node", d.String(), "sha256:" + d.String(), d.Short()} {
+		if got, err := s.Resolve(ref); err != nil || got != d {
+			t.Errorf("%s resolves to %v, %v", ref, got, err)
+		}
+	}
+	for _, ref := range []string{"", "stable", "../names/ai-node", "ffffff", d.String()[:5], "names/ai-node"} {
+		if _, err := s.Resolve(ref); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+	if err := s.Name("stable", d); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Name("../../x", d); err == nil {
+		t.Error("a path became a name")
+	}
+	if err := s.Name("canary", Digest{1}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("an image that is not there got a name: %v", err)
+	}
+	b, err := s.Envelope(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, got, err := Open(b, pub); err != nil || got != d {
+		t.Errorf("stored envelope: %v, %v", got, err)
+	}
+	if err := s.Verify(d); err != nil {
+		t.Error(err)
+	}
+
+	// Another site's key: the same image, signed again.
+	pub2, priv2 := key(2)
+	if err := s.Resign(d, priv2); err != nil {
+		t.Fatal(err)
+	}
+	b, _ = s.Envelope(d)
+	if _, got, err := Open(b, pub2); err != nil || got != d {
+		t.Errorf("signed again: %v, %v", got, err)
+	}
+
+	list, err := s.List()
+	if err != nil || len(list) != 1 || strings.Join(list[0].Names, " ") != "ai-node stable" {
+		t.Errorf("list: %+v, %v", list, err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(dir, "tmp")); len(left) != 0 {
+		t.Errorf("%d files left behind", len(left))
+	}
+
+	m, _ := s.Manifest(d)
+	if err := os.WriteFile(s.blob(m.Blob), []byte("damage"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(d); err == nil {
+		t.Error("a damaged blob verifies")
+	}
+}
+
+func TestPutRefusesAnotherBlob(t *testing.T) {
+	s, dir := tempStore(t)
+	_, priv := key(1)
+	m, blob := valid(t, 2)
+	e := must(Sign(m, priv))
+	flipped := bytes.Clone(blob)
+	flipped[len(flipped)/2] ^= 1
+	for name, b := range map[string][]byte{"flipped": flipped, "short": blob[:len(blob)-1], "long": append(bytes.Clone(blob), 0)} {
+		if _, err := s.Put(e, bytes.NewReader(b)); err == nil {
+			t.Errorf("%s blob was stored", name)
+		}
+	}
+	if _, err := s.Put(e, nil); !errors.Is(err, ErrNotFound) {
+		t.Errorf("manifest without blob: %v", err)
+	}
+	for _, f := range []string{"blobs", "manifests", "names", "tmp"} {
+		if left, _ := os.ReadDir(filepath.Join(dir, f)); len(left) != 0 {
+			t.Errorf("%s holds %d files", f, len(left))
+		}
+	}
+	if d, err := s.Put(e, bytes.NewReader(blob)); err != nil {
+		t.Error(err)
+	} else if err := s.Verify(d); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHandler(t *testing.T) {
+	s, dir := tempStore(t)
+	_, priv := key(1)
+	m, blob := valid(t, 3)
+	d, err := s.Put(must(Sign(m, priv)), bytes.NewReader(blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(dir), "secret"), []byte("hunter2"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(http.StripPrefix("/images", s.Handler()))
+	defer srv.Close()
+	defer srv.Client().CloseIdleConnections()
+	do := func(method, path, ranges string) (*http.Response, []byte) {
+		t.Helper()
+		r, err := http.NewRequest(method, srv.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ranges != "" {
+			r.Header.Set("Range", ranges)
+		}
+		resp, err := srv.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, b
+	}
+	c := m.Chunks[2]
+	path := "/images/blob/" + m.Blob.String()
+	resp, b := do("GET", path, "bytes="+strconv.FormatInt(c.BlobOff, 10)+"-"+strconv.FormatInt(c.BlobOff+c.BlobLen-1, 10))
+	if resp.StatusCode != 206 || !bytes.Equal(b, blob[c.BlobOff:c.BlobOff+c.BlobLen]) {
+		t.Errorf("range: %s, %d bytes", resp.Status, len(b))
+	}
+	if !strings.Contains(resp.Header.Get("Cache-Control"), "immutable") || resp.Header.Get("ETag") == "" {
+		t.Errorf("headers: %v", resp.Header)
+	}
+	if resp, b := do("HEAD", path, ""); resp.StatusCode != 200 || resp.ContentLength != m.BlobLen || len(b) != 0 {
+		t.Errorf("head: %s, %d", resp.Status, resp.ContentLength)
+	}
+	if resp, b := do("GET", "/images/manifest/"+d.String(), ""); resp.StatusCode != 200 || !bytes.Contains(b, []byte("payload")) {
+		t.Errorf("manifest: %s", resp.Status)
+	}
+	for _, p := range []string{
+		"/images/blob/" + d.String(), "/images/manifest/" + m.Blob.String(), "/images/manifest/ai-node",
+		"/images/blob/..%2f..%2fsecret", "/images/blob/../../secret", "/images/", "/images/names/ai-node", "/images/tmp/",
+	} {
+		if resp, b := do("GET", p, ""); resp.StatusCode < 400 || bytes.Contains(b, []byte("hunter2")) {
+			t.Errorf("%s: %s", p, resp.Status)
+		}
+	}
+	for _, method := range []string{"PUT", "POST", "DELETE"} {
+		if resp, _ := do(method, path, ""); resp.StatusCode != 405 {
+			t.Errorf("%s: %s", method, resp.Status)
+		}
+	}
+}
