@@ -221,7 +221,14 @@ func (n Node) move(e Event) (Node, error) {
 			return n, errors.New("needs-work without a cause")
 		}
 	}
-	n.Failure = e.Failure
+	n.Failure = nil
+	if e.To == NeedsWork {
+		f := *e.Failure
+		if f.Step == 0 {
+			f.Step = n.State
+		}
+		n.Failure = &f
+	}
 	if e.To == BurningIn && e.Image != "" {
 		n.Image = e.Image
 	}

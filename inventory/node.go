@@ -95,7 +95,7 @@ type Plan struct {
 
 // Failure is why a node needs work, and which step to repeat afterwards.
 type Failure struct {
-	Step   State    `json:"step"` // the state that failed
+	Step   State    `json:"step,omitzero"` // the state that failed; the one it left when not given
 	Cause  string   `json:"cause"`
 	Tasks  []string `json:"tasks,omitempty"` // ids
 	Detail string   `json:"detail,omitempty"`
