@@ -13,7 +13,34 @@ import (
 // MAC is the hardware address a machine asked with.
 type MAC [6]byte
 
+// ParseMAC accepts the forms of net.ParseMAC that have six bytes and name a
+// single machine.
+func ParseMAC(s string) (MAC, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != 6 {
+		return MAC{}, fmt.Errorf("MAC address %q: want six hexadecimal bytes such as 52:54:00:12:34:56", s)
+	}
+	m := MAC(hw)
+	if m == (MAC{}) || m[0]&1 == 1 {
+		return MAC{}, fmt.Errorf("MAC address %q: names no single machine (zero or multicast)", s)
+	}
+	return m, nil
+}
+
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// MarshalText implements encoding.TextMarshaler.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (m *MAC) UnmarshalText(b []byte) error {
+	hw, err := net.ParseMAC(string(b))
+	if err != nil || len(hw) != 6 {
+		return fmt.Errorf("MAC address %q: want six hexadecimal bytes", b)
+	}
+	*m = MAC(hw)
+	return nil
+}
 
 // Arch is a client system architecture (RFC 4578 section 2.1, option 93).
 type Arch uint16

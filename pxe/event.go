@@ -1,0 +1,107 @@
+package pxe
+
+import (
+	"container/list"
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Event is one decision about one machine, for people: what it asked, what it
+// was told, and why.
+type Event struct {
+	At      time.Time
+	Machine Machine
+	Kind    string // dhcp discover, dhcp request, ..., tftp, script, file
+	Answer  string
+	Why     string
+}
+
+const (
+	recentEvents   = 20   // kept for each machine
+	recentMachines = 4096 // kept in all, the quietest forgotten first: MACs cost an attacker nothing
+)
+
+// recorder keeps the last events of each machine and passes each on to an
+// observer that can never hold up an answer.
+type recorder struct {
+	log     *slog.Logger
+	observe func(Event)
+	queue   chan Event
+
+	mu   sync.Mutex
+	byID map[MAC]*list.Element // of *history
+	age  list.List             // front: heard of last
+}
+
+type history struct {
+	mac    MAC
+	events []Event // oldest first
+}
+
+func newRecorder(log *slog.Logger, observe func(Event)) *recorder {
+	return &recorder{log: log, observe: observe, queue: make(chan Event, 1024), byID: make(map[MAC]*list.Element)}
+}
+
+// record logs e, keeps it, and hands it to the observer unless that one lags.
+func (r *recorder) record(e Event) {
+	level := slog.LevelInfo
+	if e.Machine.Stage == 0 {
+		level = slog.LevelDebug // not a boot: an ordinary lease of an ordinary system
+	}
+	r.log.Log(context.Background(), level, "boot: "+e.Kind, "mac", e.Machine.MAC, "addr", e.Machine.Addr, "arch", uint16(e.Machine.Arch),
+		"ipxe", e.Machine.IPXE, "answer", e.Answer, "why", e.Why)
+
+	r.mu.Lock()
+	el, ok := r.byID[e.Machine.MAC]
+	if ok {
+		r.age.MoveToFront(el)
+	} else {
+		el = r.age.PushFront(&history{mac: e.Machine.MAC})
+		r.byID[e.Machine.MAC] = el
+		if r.age.Len() > recentMachines {
+			last := r.age.Back()
+			delete(r.byID, r.age.Remove(last).(*history).mac)
+		}
+	}
+	h := el.Value.(*history)
+	if len(h.events) == recentEvents {
+		copy(h.events, h.events[1:])
+		h.events = h.events[:recentEvents-1]
+	}
+	h.events = append(h.events, e)
+	r.mu.Unlock()
+
+	if r.observe != nil {
+		select {
+		case r.queue <- e:
+		default: // the observer lags; Recent still has the event
+		}
+	}
+}
+
+func (r *recorder) recent(mac MAC) []Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	el, ok := r.byID[mac]
+	if !ok {
+		return nil
+	}
+	return append([]Event(nil), el.Value.(*history).events...)
+}
+
+// run feeds the observer until ctx ends.
+func (r *recorder) run(ctx context.Context) error {
+	if r.observe == nil {
+		return nil
+	}
+	for {
+		select {
+		case e := <-r.queue:
+			r.observe(e)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

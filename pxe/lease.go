@@ -1,0 +1,317 @@
+package pxe
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	offerHold  = 30 * time.Second // an offer not taken up is forgotten: it was never promised
+	quarantine = 10 * time.Minute // of an address that a client found in use (RFC 2131 section 4.3.3)
+	maxPool    = 1 << 16          // addresses, to bound memory and the search for a free one
+)
+
+// leaseState is what an address is to us.
+type leaseState int
+
+const (
+	_        leaseState = iota
+	offered             // held for a client for a moment; in memory only
+	bound               // acknowledged, and durable before that
+	released            // given back; kept, so that its client gets it again
+	declined            // somebody unknown uses it
+)
+
+// lease ties an address of the pool to a machine. Machines are told apart by
+// MAC and not by client identifier (option 61): firmware, iPXE, the RAM system
+// and the installed system of one machine each send another one, and a machine
+// that changes its address between two stages of one boot cannot be followed.
+type lease struct {
+	mac   MAC
+	addr  netip.Addr
+	state leaseState
+	until time.Time
+}
+
+// held reports whether nobody else may have the address.
+func (l *lease) held(now time.Time) bool { return l.state != released && now.Before(l.until) }
+
+// leases is the address book of one network: fixed addresses, which need no
+// memory, and a pool for every machine that nobody told us about.
+type leases struct {
+	subnet   netip.Prefix
+	from, to netip.Addr
+	fixed    map[MAC]netip.Addr
+	owner    map[netip.Addr]MAC // the reverse of fixed
+	journal  *journal
+
+	mu     sync.Mutex
+	byMAC  map[MAC]*lease
+	byAddr map[netip.Addr]*lease
+	fresh  netip.Addr // no address from here on was ever used
+	full   time.Time  // no address comes free before this
+}
+
+func newLeases(n Network, j *journal) *leases {
+	l := &leases{
+		subnet: n.Address.Masked(), from: n.Pool.From, to: n.Pool.To, fixed: n.Fixed, journal: j,
+		owner: make(map[netip.Addr]MAC), byMAC: make(map[MAC]*lease), byAddr: make(map[netip.Addr]*lease), fresh: n.Pool.From,
+	}
+	for mac, a := range n.Fixed {
+		l.owner[a] = mac
+	}
+	return l
+}
+
+// load takes over what the journal remembers. Addresses that the site has
+// since taken out of the pool are left out: their holders are refused at
+// renewal and get a new one.
+func (l *leases) load(records []record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range records {
+		if !l.inPool(r.Addr) && r.State != declined || !l.subnet.Contains(r.Addr) {
+			continue
+		}
+		e := &lease{mac: r.MAC, addr: r.Addr, state: r.State, until: time.Unix(r.Until, 0)}
+		l.byAddr[r.Addr] = e
+		if r.State != declined {
+			if old := l.byMAC[r.MAC]; old == nil || old.until.Before(e.until) {
+				l.byMAC[r.MAC] = e
+			}
+		}
+	}
+}
+
+func (l *leases) inPool(a netip.Addr) bool {
+	return l.from.IsValid() && !a.Less(l.from) && !l.to.Less(a)
+}
+
+// quarantined reports whether somebody unknown was found to use a.
+func (l *leases) quarantined(a netip.Addr, now time.Time) bool {
+	e := l.byAddr[a]
+	return e != nil && e.state == declined && e.held(now)
+}
+
+// current is the address that mac has or would be given again, if any.
+func (l *leases) current(mac MAC, now time.Time) (netip.Addr, bool) {
+	if a, ok := l.fixed[mac]; ok && !l.quarantined(a, now) {
+		return a, true
+	}
+	if e := l.byMAC[mac]; e != nil && l.inPool(e.addr) {
+		return e.addr, true
+	}
+	return netip.Addr{}, false
+}
+
+// lookup is current for those outside.
+func (l *leases) lookup(mac MAC, now time.Time) netip.Addr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a, _ := l.current(mac, now)
+	return a
+}
+
+// holder is the machine that has the address now.
+func (l *leases) holder(a netip.Addr, now time.Time) (MAC, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.holderLocked(a, now)
+}
+
+func (l *leases) holderLocked(a netip.Addr, now time.Time) (MAC, bool) {
+	if mac, ok := l.owner[a]; ok {
+		return mac, true
+	}
+	if e := l.byAddr[a]; e != nil && e.state != declined && e.held(now) {
+		return e.mac, true
+	}
+	return MAC{}, false
+}
+
+// offer chooses an address for mac and holds it for a moment. The order is
+// that of RFC 2131 section 4.3.1: the one it has or had, the one it asks for,
+// one that was never used, and last the one that has been free for longest.
+func (l *leases) offer(mac MAC, want netip.Addr, now time.Time) (netip.Addr, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a, ok := l.current(mac, now); ok {
+		if l.inPool(a) {
+			l.hold(mac, a, now)
+		}
+		return a, nil
+	}
+	if !l.from.IsValid() {
+		return netip.Addr{}, fmt.Errorf("no fixed address for this machine, and the network has no pool")
+	}
+	if l.inPool(want) && l.free(want, now) {
+		l.hold(mac, want, now)
+		return want, nil
+	}
+	for ; l.inPool(l.fresh); l.fresh = l.fresh.Next() {
+		if l.byAddr[l.fresh] == nil && l.free(l.fresh, now) {
+			l.hold(mac, l.fresh, now)
+			return l.fresh, nil
+		}
+	}
+	if now.Before(l.full) {
+		return netip.Addr{}, fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
+	}
+	var oldest *lease
+	l.full = now.Add(offerHold)
+	for a := l.from; l.inPool(a); a = a.Next() {
+		e := l.byAddr[a]
+		switch {
+		case e == nil:
+		case !e.held(now):
+			if oldest == nil || e.until.Before(oldest.until) {
+				oldest = e
+			}
+		case e.until.Before(l.full):
+			l.full = e.until
+		}
+	}
+	if oldest == nil {
+		return netip.Addr{}, fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
+	}
+	l.full = time.Time{}
+	l.hold(mac, oldest.addr, now)
+	return oldest.addr, nil
+}
+
+// free reports whether a may be given to somebody who did not have it.
+func (l *leases) free(a netip.Addr, now time.Time) bool {
+	if _, ok := l.owner[a]; ok {
+		return false
+	}
+	e := l.byAddr[a]
+	return e == nil || !e.held(now)
+}
+
+// hold keeps a for mac until the client answers. A running lease is kept as it is.
+func (l *leases) hold(mac MAC, a netip.Addr, now time.Time) {
+	if e := l.byAddr[a]; e != nil && e.mac == mac && e.state == bound && e.held(now) {
+		return
+	}
+	l.put(&lease{mac: mac, addr: a, state: offered, until: now.Add(offerHold)})
+}
+
+// put enters e and forgets what it replaces.
+func (l *leases) put(e *lease) {
+	if old := l.byAddr[e.addr]; old != nil && l.byMAC[old.mac] == old {
+		delete(l.byMAC, old.mac)
+	}
+	if old := l.byMAC[e.mac]; old != nil && e.state != declined && l.byAddr[old.addr] == old {
+		delete(l.byAddr, old.addr)
+		if old.addr.Less(l.fresh) {
+			l.fresh = old.addr // it has no record any more: look at it again
+		}
+	}
+	l.byAddr[e.addr] = e
+	if e.state != declined {
+		l.byMAC[e.mac] = e
+	}
+	l.full = time.Time{}
+}
+
+// verdict on a DHCPREQUEST.
+type verdict int
+
+const (
+	_ verdict = iota
+	ack
+	nak
+	silent
+)
+
+// claim is what a DHCPREQUEST asks for, in the cases of RFC 2131 section 4.3.2.
+type claim struct {
+	mac     MAC
+	addr    netip.Addr // option 50, or ciaddr
+	renew   bool       // RENEWING, REBINDING: the client uses the address now
+	reboot  bool       // INIT-REBOOT: it did before and asks whether it may
+	unicast bool       // sent to us alone (RENEWING)
+}
+
+// request decides on c. For an ACK of a pool address the returned wait blocks
+// until the lease is durable; the client must not hear of it before.
+func (l *leases) request(c claim, now time.Time, length time.Duration) (v verdict, why string, wait func() error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	done := func() error { return nil }
+	if !l.subnet.Contains(c.addr) {
+		return nak, fmt.Sprintf("%s is not an address of this network %s", c.addr, l.subnet), done
+	}
+	mine, known := l.current(c.mac, now)
+	if !known && !c.renew && !c.reboot && l.inPool(c.addr) && l.free(c.addr, now) {
+		// Offers are not durable: we may have restarted since. Leases are, so a
+		// renewal of which nothing is known is refused below.
+		mine, known = c.addr, true
+	}
+	switch {
+	case known && mine == c.addr:
+	case known:
+		return nak, fmt.Sprintf("asks for %s, but its address is %s", c.addr, mine), done
+	default:
+		if _, taken := l.holderLocked(c.addr, now); taken {
+			return nak, fmt.Sprintf("%s belongs to another machine", c.addr), done
+		}
+		if c.renew && (c.unicast || l.inPool(c.addr)) {
+			return nak, fmt.Sprintf("no lease of %s is known for it", c.addr), done
+		}
+		if !c.reboot && !c.renew {
+			return nak, fmt.Sprintf("%s was not offered to it", c.addr), done
+		}
+		// Another server may know it (RFC 2131 section 4.3.2).
+		return silent, fmt.Sprintf("nothing is known of it and %s; another server may answer", c.addr), done
+	}
+	if a, ok := l.fixed[c.mac]; ok && a == c.addr {
+		return ack, "fixed address", done // written in the site: nothing to remember
+	}
+	e := &lease{mac: c.mac, addr: c.addr, state: bound, until: now.Add(length)}
+	l.put(e)
+	// In the order of the decisions, hence under the lock; the disk is waited
+	// for without it.
+	return ack, "address of the pool", l.journal.append(record{MAC: e.mac, Addr: e.addr, State: e.state, Until: e.until.Unix()})
+}
+
+// decline quarantines an address its client found in use.
+func (l *leases) decline(mac MAC, a netip.Addr, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if mine, ok := l.current(mac, now); !ok || mine != a {
+		return false
+	}
+	e := &lease{addr: a, state: declined, until: now.Add(quarantine)}
+	l.put(e)
+	l.journal.append(record{Addr: a, State: declined, Until: e.until.Unix()})
+	return true
+}
+
+// release gives an address back. Its record stays, so that the machine gets it
+// again unless the pool runs short.
+func (l *leases) release(mac MAC, a netip.Addr, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.byMAC[mac]
+	if e == nil || e.addr != a || e.state == declined {
+		return false
+	}
+	bound := e.state == bound
+	l.put(&lease{mac: mac, addr: a, state: released, until: now})
+	if bound {
+		l.journal.append(record{MAC: mac, Addr: a, State: released, Until: now.Unix()})
+	}
+	return true
+}
+
+// withdraw forgets an offer whose client chose another server.
+func (l *leases) withdraw(mac MAC, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.byMAC[mac]; e != nil && e.state == offered {
+		l.put(&lease{mac: mac, addr: e.addr, state: released, until: now})
+	}
+}

@@ -1,0 +1,264 @@
+package pxe
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// e2e gates the tests that boot real firmware under emulation: 5 to 30 seconds each.
+func e2e(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SMELT_TEST_E2E") != "1" {
+		t.Skip("boots machines in QEMU: set SMELT_TEST_E2E=1")
+	}
+	needs(t, "qemu-system-x86_64", "go")
+	for _, f := range []string{"/usr/lib/ipxe/undionly.kpxe", "/usr/lib/ipxe/snponly.efi", "/usr/share/OVMF/OVMF_CODE_4M.fd"} {
+		if _, err := os.Stat(f); err != nil {
+			t.Fatalf("%v (install the packages ipxe and ovmf)", err)
+		}
+	}
+}
+
+// kernel returns a Linux kernel of Debian, from SMELT_TEST_KERNEL or fetched
+// once into the user's cache.
+func kernel(t *testing.T) string {
+	t.Helper()
+	if k := os.Getenv("SMELT_TEST_KERNEL"); k != "" {
+		return k
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "smelt", "test-kernel")
+	if found, _ := filepath.Glob(dir + "/boot/vmlinuz-*"); len(found) > 0 {
+		return found[0]
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const script = `set -e
+name=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: *\(linux-image-[0-9].*\)/\1/p' | head -n1)
+apt-get download "$name"
+dpkg -x linux-image-*.deb .
+rm linux-image-*.deb`
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("fetching a kernel: %v: %s", err, out)
+	}
+	found, _ := filepath.Glob(dir + "/boot/vmlinuz-*")
+	if len(found) == 0 {
+		t.Fatalf("no kernel in the package, see %s", dir)
+	}
+	return found[0]
+}
+
+// cpio is an initramfs in the newc format.
+func cpio(files map[string][]byte) []byte {
+	var b bytes.Buffer
+	ino := 0
+	entry := func(name string, mode int, data []byte) {
+		ino++
+		fmt.Fprintf(&b, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", ino, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name)+1, 0)
+		b.WriteString(name + "\x00")
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+		b.Write(data)
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+	}
+	for name, data := range files {
+		entry(name, 0o100755, data)
+	}
+	entry("TRAILER!!!", 0, nil)
+	return b.Bytes()
+}
+
+const (
+	guestMAC    = "52:54:00:00:00:01"
+	guestUUID   = "11223344-5566-7788-99aa-bbccddeeff00"
+	guestSerial = "RIG 42/A"
+)
+
+// newBootLab is a lab with a wire for a QEMU machine and something to boot.
+func newBootLab(t *testing.T) *lab {
+	t.Helper()
+	e2e(t)
+	l := newLab(t)
+	for _, line := range []string{
+		"-n " + l.server + " tuntap add tap0 mode tap",
+		"-n " + l.server + " link set tap0 master " + bridge + " up",
+	} {
+		if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", line, err, out)
+		}
+	}
+	init := filepath.Join(l.dir, "init")
+	build := exec.Command("go", "build", "-o", init, "./testdata/init")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	data, err := os.ReadFile(init)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.file("initrd-1", cpio(map[string][]byte{"init": data}))
+	l.file("initrd-2", cpio(map[string][]byte{"second": []byte("here")}))
+	l.spec.Files["vmlinuz"] = kernel(t)
+	l.spec.Files[LoaderBIOS] = "/usr/lib/ipxe/undionly.kpxe"
+	l.spec.Files[LoaderUEFI] = "/usr/lib/ipxe/snponly.efi"
+	l.spec.Network.RouterAdvertisement = true
+	l.spec.Boots[guestMAC] = Boot{
+		Action: Kernel, Kernel: "vmlinuz", Initrd: []string{"initrd-1", "initrd-2"},
+		Args: []string{"console=ttyS0", "smelt.name=two words || reboot", "smelt.end"},
+		Why:  "a test", Screen: []string{"machine rig-01, rack A3", "state: inspected"},
+	}
+	return l
+}
+
+// bios and uefi are the flags of a machine with that firmware.
+func bios(l *lab) []string {
+	return []string{"-device", "virtio-net-pci,netdev=n0,bootindex=1,mac=" + guestMAC}
+}
+
+// undionly makes the ROM of the card a PXE ROM that is no iPXE to us: iPXE's
+// own ROM would never ask for a loader.
+func uefi(l *lab) []string {
+	vars := filepath.Join(l.dir, "vars.fd")
+	data, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	if err == nil {
+		err = os.WriteFile(vars, data, 0o600)
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return []string{
+		"-machine", "q35",
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+		"-drive", "if=pflash,format=raw,unit=1,file=" + vars,
+		"-device", "virtio-net-pci,netdev=n0,bootindex=1,romfile=,mac=" + guestMAC,
+	}
+}
+
+// boot runs a machine until mark stands on its serial line, and returns the
+// line's text and the time that took.
+func (l *lab) boot(limit time.Duration, mark string, flags ...string) (string, time.Duration) {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	args := append([]string{
+		"netns", "exec", l.server, "qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-nographic", "-no-reboot",
+		"-uuid", guestUUID, "-smbios", "type=1,serial=" + guestSerial,
+		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
+	}, flags...)
+	cmd := exec.CommandContext(ctx, "ip", args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	serial := &watch{mark: mark, seen: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = serial, serial
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	select {
+	case <-serial.seen:
+	case err := <-done:
+		done <- err
+		if !serial.has() {
+			l.t.Fatalf("the machine ended (%v) without %q:\n%s", err, mark, serial.text())
+		}
+	case <-ctx.Done():
+		l.t.Fatalf("no %q within %s:\n%s", mark, limit, serial.text())
+	}
+	return serial.text(), time.Since(start)
+}
+
+// watch keeps what is written and tells when mark was.
+type watch struct {
+	mark string
+	seen chan struct{}
+	lab  lab // for its lock
+	b    bytes.Buffer
+	told bool
+}
+
+func (w *watch) Write(p []byte) (int, error) {
+	w.lab.mu.Lock()
+	defer w.lab.mu.Unlock()
+	w.b.Write(p)
+	// The mark's line must be whole.
+	if i := bytes.Index(w.b.Bytes(), []byte(w.mark)); !w.told && i >= 0 && bytes.IndexByte(w.b.Bytes()[i:], '\n') >= 0 {
+		w.told = true
+		close(w.seen)
+	}
+	return len(p), nil
+}
+
+func (w *watch) has() bool {
+	w.lab.mu.Lock()
+	defer w.lab.mu.Unlock()
+	return w.told
+}
+
+func (w *watch) text() string {
+	w.lab.mu.Lock()
+	defer w.lab.mu.Unlock()
+	return w.b.String()
+}
+
+func (l *lab) booted(serial string) {
+	l.t.Helper()
+	for _, want := range []string{"console=ttyS0 smelt.name=two%20words%20||%20reboot smelt.end", `second="here"`, "rig-01, rack A3"} {
+		if !strings.Contains(serial, want) {
+			l.t.Errorf("no %q on the serial line:\n%s", want, serial)
+		}
+	}
+	e := l.event("script", func(e Event) bool { return e.Kind == "script" })
+	m := e.Machine
+	if m.MAC.String() != guestMAC || m.UUID != guestUUID || m.Serial != guestSerial || m.Addr.String() != "10.77.0.11" {
+		l.t.Errorf("at the script stage the machine was %+v", m)
+	}
+	e = l.event("dhcp", func(e Event) bool { return e.Kind == "dhcp request" })
+	if e.Machine.UUID != guestUUID {
+		l.t.Errorf("by DHCP the machine was %+v", e.Machine)
+	}
+}
+
+func TestBootBIOS(t *testing.T) {
+	for _, ra := range []bool{true, false} {
+		t.Run(fmt.Sprintf("advertisement=%v", ra), func(t *testing.T) {
+			l := newBootLab(t)
+			l.spec.Network.RouterAdvertisement = ra
+			l.start()
+			serial, took := l.boot(120*time.Second, "BOOT-OK", bios(l)...)
+			l.booted(serial)
+			t.Logf("BIOS with iPXE ROM, advertisement %v: %s to userland", ra, took)
+		})
+	}
+}
+
+func TestBootUEFI(t *testing.T) {
+	l := newBootLab(t)
+	l.start()
+	serial, took := l.boot(120*time.Second, "BOOT-OK", uefi(l)...)
+	l.booted(serial)
+	l.event("loader", func(e Event) bool { return e.Kind == "tftp snponly.efi" && e.Answer == "sent" })
+	t.Logf("UEFI PXE, snponly.efi: %s to userland", took)
+}
