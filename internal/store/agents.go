@@ -36,16 +36,18 @@ func (s *Store) AddNonce(ctx context.Context, n Nonce) error {
 	return nil
 }
 
-// UseNonce takes a nonce: ErrNotFound if unknown or expired at now, ErrUsed
-// the second time. With ErrUsed the Nonce is returned too, so that the alarm
-// can name the node somebody tried to be.
-func (s *Store) UseNonce(ctx context.Context, nonce string, now time.Time) (Nonce, error) {
+// UseNonce takes a nonce for the agent whose key has the fingerprint by:
+// ErrNotFound if unknown or expired at now, ErrUsed once another agent took it.
+// The agent that took it may take it again, for its first answer may have been
+// lost with the server. With ErrUsed the Nonce is returned too, so that the
+// alarm can name the node somebody tried to be.
+func (s *Store) UseNonce(ctx context.Context, nonce, by string, now time.Time) (Nonce, error) {
 	n := Nonce{Nonce: nonce}
 	err := s.do(ctx, func(t *tx) error {
-		var mac string
+		var mac, usedBy string
 		var fence, expires, used int64
-		err := t.row(`SELECT node, mac, mode, fence, expires, used FROM nonces WHERE nonce = $1`, nonce).
-			Scan(&n.Node, &mac, &n.Mode, &fence, &expires, &used)
+		err := t.row(`SELECT node, mac, mode, fence, expires, used, used_by FROM nonces WHERE nonce = $1`, nonce).
+			Scan(&n.Node, &mac, &n.Mode, &fence, &expires, &used, &usedBy)
 		if err != nil {
 			return missing(err)
 		}
@@ -54,12 +56,12 @@ func (s *Store) UseNonce(ctx context.Context, nonce string, now time.Time) (Nonc
 		}
 		n.Fence, n.Expires = uint64(fence), fromNanos(expires)
 		switch {
-		case used != 0:
+		case used != 0 && (by == "" || usedBy != by):
 			return ErrUsed
 		case now.UnixNano() >= expires:
 			return fmt.Errorf("expired: %w", ErrNotFound)
 		}
-		_, err = t.exec(`UPDATE nonces SET used = $1 WHERE nonce = $2`, now.UnixNano(), nonce)
+		_, err = t.exec(`UPDATE nonces SET used = $1, used_by = $2 WHERE nonce = $3`, now.UnixNano(), by, nonce)
 		return err
 	})
 	if err != nil {

@@ -714,7 +714,7 @@ func TestOnlyOneUses(t *testing.T) {
 		}
 		for what, use := range map[string]func() error{
 			"permit": func() error { _, err := s.UsePermit(t.Context(), "p", at); return err },
-			"nonce":  func() error { _, err := s.UseNonce(t.Context(), "n", at); return err },
+			"nonce":  func() error { _, err := s.UseNonce(t.Context(), "n", "", at); return err },
 		} {
 			errs := make(chan error, 32)
 			var wg sync.WaitGroup
@@ -780,19 +780,22 @@ func TestNonces(t *testing.T) {
 		if err := s.AddNonce(t.Context(), want); err == nil {
 			t.Error("the same nonce was stored twice")
 		}
-		_, err := s.UseNonce(t.Context(), "other", at)
+		_, err := s.UseNonce(t.Context(), "other", "key 1", at)
 		wantErr(t, err, store.ErrNotFound)
-		_, err = s.UseNonce(t.Context(), "secret", at)
+		_, err = s.UseNonce(t.Context(), "secret", "key 1", at)
 		wantErr(t, err, store.ErrNotFound)
 		if errorHas(err, "secret") {
 			t.Errorf("the error shows the nonce: %v", err)
 		}
-		got, err := s.UseNonce(t.Context(), "secret", at.Add(-time.Second))
+		got, err := s.UseNonce(t.Context(), "secret", "key 1", at.Add(-time.Second))
 		if err != nil {
 			t.Fatal(err)
 		}
 		same(t, "nonce", got, want)
-		got, err = s.UseNonce(t.Context(), "secret", at.Add(-time.Second))
+		if _, err = s.UseNonce(t.Context(), "secret", "key 1", at.Add(-time.Second)); err != nil {
+			t.Errorf("the agent that took it asks again: %v", err)
+		}
+		got, err = s.UseNonce(t.Context(), "secret", "key 2", at.Add(-time.Second))
 		wantErr(t, err, store.ErrUsed)
 		if got.Node != "rig-1" {
 			t.Errorf("a replay names node %q", got.Node)

@@ -94,7 +94,8 @@ CREATE TABLE nonces (
     mode    TEXT   NOT NULL,
     fence   BIGINT NOT NULL,
     expires BIGINT NOT NULL,
-    used    BIGINT NOT NULL DEFAULT 0
+    used    BIGINT NOT NULL DEFAULT 0,
+    used_by TEXT   NOT NULL DEFAULT ''
 );
 
 CREATE TABLE agents (
