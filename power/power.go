@@ -127,36 +127,3 @@ type Limits struct {
 	Spacing time.Duration // between two commands to one device; 1 s
 	Soft    time.Duration // how long a soft off may take before it failed; 600 s
 }
-
-// Verified makes the verbs of a Controller trustworthy. All methods return the
-// evidence, also with an error.
-type Verified struct{ contract }
-
-type contract struct{}
-
-const unbuilt = "power: being built"
-
-// Verify wraps c.
-func Verify(c Controller, l Limits) *Verified { panic(unbuilt) }
-
-func (v *Verified) String() string { panic(unbuilt) }
-
-// State reads the state; an error is State Unknown.
-func (v *Verified) State(ctx context.Context) (State, error) { panic(unbuilt) }
-
-// On commands on and confirms it. On a machine that is on it is a no-op.
-func (v *Verified) On(ctx context.Context) (Evidence, error) { panic(unbuilt) }
-
-// Off commands off and confirms it.
-func (v *Verified) Off(ctx context.Context) (Evidence, error) { panic(unbuilt) }
-
-// SoftOff asks the system to shut down and confirms off.
-func (v *Verified) SoftOff(ctx context.Context) (Evidence, error) { panic(unbuilt) }
-
-// Cycle is off, confirmed off, dwell, the boot device (0: leave it), on,
-// confirmed on. The boot device is set right before power-on because IPMI boot
-// flags expire after 60 s.
-func (v *Verified) Cycle(ctx context.Context, next Device) (Evidence, error) { panic(unbuilt) }
-
-// Readings measures, ErrUnsupported without a Meter.
-func (v *Verified) Readings(ctx context.Context) (Readings, error) { panic(unbuilt) }
