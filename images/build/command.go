@@ -14,11 +14,13 @@ import (
 
 // A command is one run of a tool of the build host.
 type command struct {
-	name string
-	args []string
-	dir  string
-	env  []string          // beside the fixed environment below
-	line func(line string) // each line of output as it comes; may be nil
+	name  string
+	args  []string
+	dir   string
+	env   []string          // beside the fixed environment below
+	line  func(line string) // each line of output as it comes; may be nil
+	jail  string            // the only folder it may write, if any
+	stdin string            // a file
 }
 
 // toolPackages says which Debian package has a tool, for the error message.
@@ -40,6 +42,14 @@ func (c command) run(ctx context.Context) (string, error) {
 	cmd := exec.CommandContext(ctx, path, c.args...)
 	cmd.Dir = c.dir
 	cmd.Stdout, cmd.Stderr = &out, &out
+	if c.stdin != "" {
+		f, err := os.Open(c.stdin)
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		cmd.Stdin = f
+	}
 	cmd.WaitDelay = 10 * time.Second // a grandchild may hold the pipe open
 	cmd.Env = append([]string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -50,7 +60,11 @@ func (c command) run(ctx context.Context) (string, error) {
 			cmd.Env = append(cmd.Env, v+"="+s)
 		}
 	}
-	err = cmd.Run()
+	if c.jail != "" {
+		err = runSandboxed(cmd, c.jail)
+	} else {
+		err = cmd.Run()
+	}
 	out.flush()
 	if ctx.Err() != nil {
 		return out.all.String(), fmt.Errorf("%s: %w", c.name, ctx.Err())

@@ -1,0 +1,310 @@
+package build
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"smelt/images"
+)
+
+// Extra is a file of the build host that goes into the image after the
+// packages: the agent, its helpers, its libraries. A change of one costs
+// seconds, not minutes.
+type Extra struct {
+	Dest string // in the image
+	Host string // on this machine
+	Mode os.FileMode
+}
+
+// Options of Build. All are needed but Progress.
+type Options struct {
+	Recipe   Recipe
+	Extra    []Extra
+	Cache    string        // folder for what can be made again
+	Out      *images.Store // takes the image
+	Key      ed25519.PrivateKey
+	Progress func(Progress)
+}
+
+// Progress is one step of a build.
+type Progress struct {
+	Stage string  // packages, rootfs, disk, compress
+	Done  float64 // 0 to 1, of the stage
+	Line  string  // for people
+}
+
+// Info says what Build did.
+type Info struct {
+	Hit        bool   // the image was there
+	Packages   bool   // the tree of packages was cached
+	Kernel     string // release
+	Size       int64  // of the disk
+	Data       int64  // bytes of it that are not zero chunks
+	Compressed int64
+	Elapsed    time.Duration
+}
+
+type builder struct {
+	Options
+	recipe Recipe
+	cache  string
+}
+
+// Build returns the image of a recipe, making what the cache lacks. Two builds
+// of one key at the same time are one build.
+func Build(ctx context.Context, o Options) (images.Digest, Info, error) {
+	began := time.Now()
+	d, info, err := build(ctx, o)
+	if err != nil {
+		return images.Digest{}, Info{}, fmt.Errorf("image %s: %w", o.Recipe.Name, err)
+	}
+	info.Elapsed = time.Since(began)
+	return d, info, nil
+}
+
+func build(ctx context.Context, o Options) (images.Digest, Info, error) {
+	if len(o.Key) != ed25519.PrivateKeySize {
+		return images.Digest{}, Info{}, errors.New("no key to sign it with")
+	}
+	key, err := Key(o.Recipe, o.Extra)
+	if err != nil {
+		return images.Digest{}, Info{}, err
+	}
+	cache, err := filepath.Abs(o.Cache)
+	if err != nil {
+		return images.Digest{}, Info{}, err
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return images.Digest{}, Info{}, err
+	}
+	b := &builder{o, o.Recipe, cache}
+	if d, info, ok := b.built(key); ok {
+		return d, info, nil
+	}
+	unlock, err := lock(ctx, filepath.Join(cache, "build.lock"))
+	if err != nil {
+		return images.Digest{}, Info{}, err
+	}
+	defer unlock()
+	if d, info, ok := b.built(key); ok {
+		return d, info, nil
+	}
+	return b.build(ctx, key)
+}
+
+// Key is what an image follows from: recipe, contents of the extra files,
+// version of the builder. The same key gives the cached image.
+func Key(r Recipe, extra []Extra) (string, error) {
+	var keys []extraKey
+	for _, e := range extra {
+		if err := checkDest(e.Dest); err != nil {
+			return "", err
+		}
+		d, err := fileDigest(e.Host)
+		if err != nil {
+			return "", fmt.Errorf("file for %s: %w", e.Dest, err)
+		}
+		keys = append(keys, extraKey{e.Dest, d, e.Mode})
+	}
+	slices.SortFunc(keys, func(a, b extraKey) int { return strings.Compare(a.Dest, b.Dest) })
+	return r.key(keys), nil
+}
+
+type extraKey struct {
+	Dest   string
+	Digest images.Digest
+	Mode   os.FileMode
+}
+
+func fileDigest(path string) (images.Digest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return images.Digest{}, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return images.Digest{}, err
+	}
+	return images.Digest(h.Sum(nil)), nil
+}
+
+func (b *builder) record(key string) string { return filepath.Join(b.cache, "built", key) }
+
+// built finds the image of a key in the store, and signs it again when the
+// site's key is another one than then.
+func (b *builder) built(key string) (images.Digest, Info, bool) {
+	none := func() (images.Digest, Info, bool) { return images.Digest{}, Info{}, false }
+	text, err := os.ReadFile(b.record(key))
+	if err != nil {
+		return none()
+	}
+	d, err := images.ParseDigest(strings.TrimSpace(string(text)))
+	if err != nil {
+		return none()
+	}
+	m, err := b.Out.Manifest(d)
+	if err != nil || m.Key != key {
+		return none()
+	}
+	f, err := b.Out.Blob(m)
+	if err != nil {
+		return none()
+	}
+	f.Close()
+	env, err := b.Out.Envelope(d)
+	if err != nil {
+		return none()
+	}
+	if _, _, err := images.Open(env, b.Key.Public().(ed25519.PublicKey)); err != nil {
+		if err := b.Out.Resign(d, b.Key); err != nil {
+			return none()
+		}
+	}
+	if err := b.Out.Name(m.Name, d); err != nil {
+		return none()
+	}
+	b.tell("image", 1, "cached "+d.Short())
+	return d, Info{Hit: true, Packages: true, Kernel: m.Kernel, Size: m.Size, Data: m.Data(), Compressed: m.BlobLen}, true
+}
+
+func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, error) {
+	fail := func(err error) (images.Digest, Info, error) { return images.Digest{}, Info{}, err }
+	cached := exists(filepath.Join(b.cache, "rootfs", b.recipe.packagesKey(), "complete"))
+	tree, err := b.packages(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	work, err := os.MkdirTemp(b.cache, "disk-*")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(work)
+
+	b.tell("rootfs", 0, "adding files")
+	root := filepath.Join(work, "root")
+	// Links, not copies: what is replaced below is removed first.
+	if _, err := (command{name: "cp", args: []string{"-al", tree, root}}).run(ctx); err != nil {
+		return fail(err)
+	}
+	kernel, err := kernelOf(root)
+	if err != nil {
+		return fail(err)
+	}
+	id := idsFrom(key)
+	if err := b.overlay(root, kernel, id); err != nil {
+		return fail(err)
+	}
+
+	b.tell("disk", 0, "filesystem and boot loaders")
+	raw := filepath.Join(work, "disk.raw")
+	size, err := b.assemble(ctx, work, root, raw, id)
+	if err != nil {
+		return fail(err)
+	}
+	f, err := os.Open(raw)
+	if err != nil {
+		return fail(err)
+	}
+	defer f.Close()
+	b.tell("compress", 0, "compressing and signing")
+	d, err := b.Out.Add(ctx, images.Manifest{
+		Name: b.recipe.Name, Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
+	}, f, size, b.Key, func(done int64) { b.tell("compress", float64(done)/float64(size), "compressing and signing") })
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(b.record(key)), 0o755); err != nil {
+		return fail(err)
+	}
+	if err := os.WriteFile(b.record(key), []byte(d.String()+"\n"), 0o644); err != nil {
+		return fail(err)
+	}
+	m, err := b.Out.Manifest(d)
+	if err != nil {
+		return fail(err)
+	}
+	return d, Info{Packages: cached, Kernel: kernel, Size: size, Data: m.Data(), Compressed: m.BlobLen}, nil
+}
+
+// kernelOf returns the release of the one kernel in a tree.
+func kernelOf(root string) (string, error) {
+	found, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+	if err != nil {
+		return "", err
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("the packages bring %d kernels, want one: is linux-image-amd64 in the recipe?", len(found))
+	}
+	release := strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-")
+	if !exists(filepath.Join(root, "boot", "initrd.img-"+release)) {
+		return "", fmt.Errorf("kernel %s has no initrd: is initramfs-tools in the recipe?", release)
+	}
+	return release, nil
+}
+
+// overlay adds what follows from the disk, then the extra files. It writes
+// through an os.Root: a link in the tree cannot lead it to the host's files.
+func (b *builder) overlay(root, kernel string, id ids) error {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	put := func(dest string, mode os.FileMode, src io.Reader) error {
+		p := strings.TrimPrefix(dest, "/")
+		if err := r.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			return fmt.Errorf("%s in the image: %w", dest, err)
+		}
+		if err := r.RemoveAll(p); err != nil { // a hard link into the cache, perhaps
+			return fmt.Errorf("%s in the image: %w", dest, err)
+		}
+		f, err := r.OpenFile(p, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode.Perm())
+		if err != nil {
+			return fmt.Errorf("%s in the image: %w", dest, err)
+		}
+		defer f.Close()
+		if _, err := io.Copy(f, src); err != nil {
+			return fmt.Errorf("%s in the image: %w", dest, err)
+		}
+		if err := f.Chmod(mode.Perm()); err != nil { // whatever our umask
+			return err
+		}
+		return f.Close()
+	}
+	for _, f := range []File{
+		{"/etc/fstab", 0o644, fmt.Sprintf("UUID=%s / ext4 defaults,noatime 0 1\n", id.root)},
+		{"/boot/grub/grub.cfg", 0o644, grubConfig(kernel, b.recipe.Cmdline, id.root)},
+	} {
+		if err := put(f.Path, f.Mode, strings.NewReader(f.Content)); err != nil {
+			return err
+		}
+	}
+	for _, e := range b.Extra {
+		f, err := os.Open(e.Host)
+		if err != nil {
+			return err
+		}
+		err = put(e.Dest, e.Mode, f)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *builder) tell(stage string, done float64, line string) {
+	if b.Progress != nil {
+		b.Progress(Progress{stage, done, line})
+	}
+}
