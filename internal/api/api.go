@@ -152,12 +152,13 @@ type PermitUse struct {
 
 // Operator paths, on the UI listener. Documents are JSON with apiVersion and kind.
 const (
-	PathNodes   = "/api/v1/nodes"  // GET NodeList; GET /{id} NodeView; POST /{id}/{verb} Action
-	PathTasks   = "/api/v1/tasks"  // GET TaskList; POST /{id}/done Action
-	PathEvents  = "/api/v1/events" // GET, SSE: id is the sequence number; Last-Event-ID resumes
-	PathImages  = "/api/v1/images" // GET ImageList
-	PathSite    = "/api/v1/site"   // GET SiteView
-	PathReports = "/api/v1/reports"
+	PathNodes   = "/api/v1/nodes"   // GET NodeList; GET /{id} NodeView; POST /{id}/{verb} Action
+	PathTasks   = "/api/v1/tasks"   // GET TaskList; POST /{id}/done Action
+	PathEvents  = "/api/v1/events"  // GET, SSE: id is the sequence number; Last-Event-ID resumes
+	PathImages  = "/api/v1/images"  // GET ImageList
+	PathSite    = "/api/v1/site"    // GET SiteView
+	PathStop    = "/api/v1/stop"    // POST Action: sets or clears the global stop
+	PathReports = "/api/v1/reports" // GET /{node} ReportList; GET /{node}/{id}.json, .html
 	PathOpenAPI = "/api/openapi.json"
 )
 
@@ -211,9 +212,53 @@ type SiteView struct {
 	Name       string         `json:"name"`
 	Lab        bool           `json:"lab"`
 	Version    string         `json:"version"`
-	Counts     map[string]int `json:"counts"` // by state
-	Stop       bool           `json:"stop"`   // the global stop is set
-	Levels     any            `json:"levels,omitempty"`
+	Counts     map[string]int `json:"counts"`           // by state
+	Stop       bool           `json:"stop"`             // the global stop is set
+	Levels     []Level        `json:"levels,omitempty"` // the power tree, parents first
+	OpenTasks  int            `json:"openTasks"`
+	Seq        uint64         `json:"seq"`
+}
+
+// Level is one circuit and what is granted on it, in watts.
+type Level struct {
+	inventory.Circuit
+	Granted float64                      `json:"granted"`
+	Limit   float64                      `json:"limit"`
+	Holders map[inventory.NodeID]float64 `json:"holders,omitempty"`
+}
+
+// ImageList is all images of the store.
+type ImageList struct {
+	APIVersion string  `json:"apiVersion"`
+	Kind       string  `json:"kind"` // ImageList
+	Items      []Image `json:"items"`
+}
+
+// Image is one name in the image store.
+type Image struct {
+	Name    string    `json:"name"`
+	Digest  string    `json:"digest"` // of its manifest
+	Size    int64     `json:"size"`   // of the disk image, bytes
+	Created time.Time `json:"created"`
+}
+
+// ReportList is the reports of one node, newest first.
+type ReportList struct {
+	APIVersion string      `json:"apiVersion"`
+	Kind       string      `json:"kind"` // ReportList
+	Items      []ReportRef `json:"items"`
+}
+
+// Names of the events of PathEvents.
+const (
+	StreamEvent    = "event"    // data is an inventory.Event; its id resumes
+	StreamProgress = "progress" // data is a NodeProgress; never repeated, at most one a second and node
+)
+
+// NodeProgress is how far a node is now.
+type NodeProgress struct {
+	Node inventory.NodeID `json:"node"`
+	Progress
 }
 
 // Action asks for something. ID makes it idempotent; the server makes one when

@@ -1,0 +1,187 @@
+// Package web draws the pages for operators and technicians: the floor, a
+// node, the discovery queue, tasks. Pages are made on the server and work
+// without scripts as plain links and forms; a little script refreshes them
+// from the stream of events. Nothing is fetched from elsewhere.
+package web
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"html/template"
+	"io"
+	"io/fs"
+	"time"
+
+	"smelt/internal/api"
+	"smelt/inventory"
+)
+
+//go:embed pages/*.html
+var pageFiles embed.FS
+
+//go:embed assets/*
+var assetFiles embed.FS
+
+// Pages holds the parsed pages. Its methods may be called from any goroutine.
+type Pages struct {
+	byName map[string]*template.Template
+	assets map[string]Asset
+}
+
+// An Asset is a file that pages refer to by a name that changes with its
+// content, so that browsers may keep it for ever.
+type Asset struct {
+	Type string
+	Data []byte
+}
+
+// New parses the pages.
+func New() (*Pages, error) {
+	p := &Pages{byName: map[string]*template.Template{}, assets: map[string]Asset{}}
+	names := map[string]string{}
+	for file, typ := range map[string]string{"smelt.css": "text/css; charset=utf-8", "smelt.js": "text/javascript; charset=utf-8"} {
+		b, err := fs.ReadFile(assetFiles, "assets/"+file)
+		if err != nil {
+			return nil, fmt.Errorf("web: %w", err)
+		}
+		sum := sha256.Sum256(b)
+		names[file] = hex.EncodeToString(sum[:6]) + "-" + file
+		p.assets[names[file]] = Asset{typ, b}
+	}
+	asset := template.FuncMap{"asset": func(file string) string { return "/assets/" + names[file] }}
+	frame, err := template.New("frame.html").Funcs(funcs).Funcs(asset).ParseFS(pageFiles, "pages/frame.html", "pages/parts.html")
+	if err != nil {
+		return nil, fmt.Errorf("web: %w", err)
+	}
+	for _, name := range []string{"floor", "node", "queue", "tasks", "login"} {
+		t, err := frame.Clone()
+		if err == nil {
+			t, err = t.ParseFS(pageFiles, "pages/"+name+".html")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("web: %w", err)
+		}
+		p.byName[name] = t
+	}
+	return p, nil
+}
+
+// Asset returns a file by the name that pages use.
+func (p *Pages) Asset(name string) (Asset, bool) {
+	a, ok := p.assets[name]
+	return a, ok
+}
+
+// Head is what every page shows.
+type Head struct {
+	Title   string
+	Active  string // floor, queue, tasks
+	Site    api.SiteView
+	User    string
+	Role    string
+	MayWork bool // technician or operator
+	MayRule bool // operator
+	Now     time.Time
+	Done    string       // what was just done
+	Problem *api.Problem // what was just refused
+}
+
+// Waiting is how many nodes are in the discovery queue.
+func (h Head) Waiting() int {
+	return h.Site.Counts[inventory.Discovered.String()] + h.Site.Counts[inventory.Inspected.String()]
+}
+
+// draw renders into memory first: a page that fails half-way is never sent.
+func (p *Pages) draw(w io.Writer, name string, data any) error {
+	var buf bytes.Buffer
+	if err := p.byName[name].ExecuteTemplate(&buf, "frame.html", data); err != nil {
+		return fmt.Errorf("web: page %s: %w", name, err)
+	}
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+// A Login asks for a token.
+type Login struct {
+	Head
+	Next  string // where to go afterwards
+	Wrong bool
+}
+
+// Login draws the login page.
+func (p *Pages) Login(w io.Writer, l Login) error {
+	l.Title = "Log in"
+	return p.draw(w, "login", l)
+}
+
+// A Node is everything of one node.
+type Node struct {
+	Head
+	View  api.NodeView
+	Wipe  []inventory.Disk // that approval would wipe
+	Spare []inventory.Disk // that it would leave alone
+}
+
+// Node draws the page of one node.
+func (p *Pages) Node(w io.Writer, n Node) error {
+	n.Title = string(n.View.Node.ID)
+	return p.draw(w, "node", n)
+}
+
+// A Queue is the nodes that wait for approval.
+type Queue struct {
+	Head
+	Items []Candidate
+	More  int // not shown
+}
+
+// A Candidate is one node of the queue.
+type Candidate struct {
+	View        api.NodeView
+	Wipe, Spare []inventory.Disk
+}
+
+// Queue draws the discovery queue.
+func (p *Pages) Queue(w io.Writer, q Queue) error {
+	q.Title, q.Active = "Queue", "queue"
+	if len(q.Items) > queueShown {
+		q.More = len(q.Items) - queueShown
+		q.Items = q.Items[:queueShown]
+	}
+	return p.draw(w, "queue", q)
+}
+
+// Tasks is the technician's list.
+type Tasks struct {
+	Head
+	Open []inventory.Task
+	Done []inventory.Task // the last few
+	More int
+}
+
+// Tasks draws the tasks.
+func (p *Pages) Tasks(w io.Writer, h Head, all []inventory.Task) error {
+	h.Title, h.Active = "Tasks", "tasks"
+	t := Tasks{Head: h}
+	for _, x := range all {
+		switch {
+		case x.Open() && len(t.Open) < tasksShown:
+			t.Open = append(t.Open, x)
+		case x.Open():
+			t.More++
+		case len(t.Done) < 5:
+			t.Done = append(t.Done, x)
+		}
+	}
+	return p.draw(w, "tasks", t)
+}
+
+// What a page shows at most, to stay under 60 KB on a phone.
+const (
+	queueShown = 20
+	tasksShown = 30
+	cellsShown = 240
+)
