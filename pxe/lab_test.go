@@ -18,7 +18,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,6 +34,7 @@ type serverSpec struct {
 	Leases  string
 	Files   map[string]string // name: path
 	Boots   map[string]Boot   // by MAC; "" is for all others
+	NoHTTP  bool              // a second server cannot have the port, and is not about it
 }
 
 func TestMain(m *testing.M) {
@@ -65,6 +65,10 @@ func serveSpec(text string) error {
 	if err := json.Unmarshal([]byte(text), &spec); err != nil {
 		return err
 	}
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
 	files := &Files{}
 	for name, p := range spec.Files {
 		if err := files.AddFile(name, p); err != nil {
@@ -86,11 +90,13 @@ func serveSpec(text string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp4", ":80")
-	if err != nil {
-		return err
+	if !spec.NoHTTP {
+		l, err := net.Listen("tcp4", ":80")
+		if err != nil {
+			return err
+		}
+		go http.Serve(l, s.Handler())
 	}
-	go http.Serve(l, s.Handler())
 	go func() {
 		<-s.Ready()
 		mu.Lock()
@@ -177,6 +183,13 @@ func newLab(t *testing.T) *lab {
 			t.Fatalf("ip %s: %v: %s", line, err, out)
 		}
 	}
+	// A bridge whose carrier was not noticed yet drops what it should send.
+	for ns, link := range map[string]string{l.server: bridge, l.client: "c0"} {
+		l.wait(link+" is up", 5*time.Second, func() bool {
+			out, _ := exec.Command("ip", "-n", ns, "link", "show", link).Output()
+			return bytes.Contains(out, []byte("state UP"))
+		})
+	}
 	return l
 }
 
@@ -199,7 +212,11 @@ func (l *lab) tryStart() error {
 	}
 	cmd := exec.Command("ip", "netns", "exec", l.server, os.Args[0])
 	cmd.Env = append(os.Environ(), serverEnv+"="+string(spec))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// It ends when its input does, so it outlives no test. (The kernel's own way,
+	// PDEATHSIG, goes by the thread that forked, and threads end in within.)
+	if _, err := cmd.StdinPipe(); err != nil {
+		l.t.Fatal(err)
+	}
 	cmd.Stderr = lockedWriter{&l.mu, &l.stderr}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

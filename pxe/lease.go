@@ -242,6 +242,11 @@ func (l *leases) request(c claim, now time.Time, length time.Duration) (v verdic
 	defer l.mu.Unlock()
 	done := func() error { return nil }
 	if !l.subnet.Contains(c.addr) {
+		if c.renew && !c.unicast {
+			// REBINDING: it lives on another network of the same wire, and the
+			// server of that one will answer.
+			return silent, fmt.Sprintf("%s is not an address of this network %s; its own server may answer", c.addr, l.subnet), done
+		}
 		return nak, fmt.Sprintf("%s is not an address of this network %s", c.addr, l.subnet), done
 	}
 	mine, known := l.current(c.mac, now)

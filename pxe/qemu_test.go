@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -164,6 +165,9 @@ func (l *lab) boot(limit time.Duration, mark string, flags ...string) (string, t
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
 	}, flags...)
 	cmd := exec.CommandContext(ctx, "ip", args...)
+	// PDEATHSIG goes by the thread that forked: keep it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	serial := &watch{mark: mark, seen: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = serial, serial

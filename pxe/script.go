@@ -60,7 +60,7 @@ type value string
 
 // token is v as exactly one token of an iPXE line that is also exactly one
 // parameter of a kernel command line: bytes that mean something to either
-// become %XX. An empty value is the token %00's absence made visible: "_".
+// become %XX, and no bytes at all become "_".
 func (v value) token() string {
 	const hex = "0123456789ABCDEF"
 	if v == "" {
@@ -121,7 +121,8 @@ const (
 )
 
 // scriptFor is the script for what was decided. again is the URL at which the
-// machine asks anew, file the URL of a boot file.
+// machine asks anew, query-escaped, in which only our own settings stand for
+// iPXE to fill in; file makes the URL of a boot file.
 func scriptFor(b Boot, again string, file func(name string) string) (string, error) {
 	s := newScript()
 	s.echo("")
@@ -185,5 +186,5 @@ func (s *script) retry(again, text string, seconds int) {
 	s.echo(text)
 	s.line(fmt.Sprintf("sleep %d ||", seconds)) // sleep fails on Ctrl-C: ask at once
 	s.line("imgfree ||")
-	s.line("chain --replace --autofree", value(again), "|| goto retry")
+	s.line("chain --replace --autofree", again, "|| goto retry")
 }
