@@ -40,7 +40,7 @@ type Event struct {
 	Reason   string            `json:"reason,omitempty"`
 	Evidence map[string]string `json:"evidence,omitempty"`
 
-	From     State      `json:"from,omitempty"` // filled by Apply for KindMoved
+	From     State      `json:"from,omitempty"` // with KindMoved: the state it leaves; the store fills it in
 	To       State      `json:"to,omitempty"`
 	Deadline *time.Time `json:"deadline,omitempty"` // overrides the table's deadline of To
 	Spec     *Spec      `json:"spec,omitempty"`
@@ -110,8 +110,16 @@ func (n Node) apply(e Event) (Node, error) {
 			return n, errors.New("no hardware")
 		}
 		n.Hardware = e.Hardware
-		for _, nic := range e.Hardware.NICs {
-			n.MACs = addMAC(n.MACs, nic.MAC)
+		// What was seen replaces what was seen before: a card that moved to
+		// another machine must not label both.
+		if len(e.Hardware.NICs) > 0 {
+			n.MACs = nil
+			for _, m := range n.Spec.MACs {
+				n.MACs = addMAC(n.MACs, m)
+			}
+			for _, nic := range e.Hardware.NICs {
+				n.MACs = addMAC(n.MACs, nic.MAC)
+			}
 		}
 		// What ran here is saved once: after the wipe there is nothing to find.
 		if e.Salvage != nil && n.Salvage == nil {
@@ -154,6 +162,9 @@ func (n Node) apply(e Event) (Node, error) {
 		if e.Report == "" {
 			return n, errors.New("no report")
 		}
+		if e.Passed != nil && e.Passed.Report != e.Report {
+			return n, fmt.Errorf("a PASS of report %q with report %q", e.Passed.Report, e.Report)
+		}
 		n.Report, n.Passed = e.Report, e.Passed
 	case KindTask, KindAlarm, KindStep:
 		// kept as history only
@@ -180,6 +191,9 @@ func (n Node) create(e Event) (Node, error) {
 			out.MACs = addMAC(out.MACs, m)
 		}
 	}
+	if e.Deadline != nil && !e.Deadline.After(e.At) {
+		return n, errors.New("its deadline would be over before it begins")
+	}
 	out.Deadline = deadline(e)
 	return out, nil
 }
@@ -194,27 +208,29 @@ func (n Node) move(e Event) (Node, error) {
 	if e.From != 0 && e.From != n.State {
 		return n, fmt.Errorf("%w: it is %s, the event leaves %s", ErrStale, n.State, e.From)
 	}
+	if e.Deadline != nil && !e.Deadline.After(e.At) {
+		return n, errors.New("its deadline would be over before it begins")
+	}
 	switch e.To {
 	case Approved:
-		if e.Plan == nil && n.Plan == nil {
-			return n, errors.New("approval without a plan")
-		}
-		if n.Spec.Protect {
-			return n, refusal("it is protected in site.yaml")
-		}
-		if n.Hold != nil {
-			return n, fmt.Errorf("held by %s: %s", n.Hold.Owner, n.Hold.Reason)
-		}
 		if e.Plan != nil {
 			n.Plan = e.Plan
 		}
+		if err := n.destructible(Approved); err != nil {
+			return n, err
+		}
 	case Wiping, Imaging:
-		if err := n.guard(e); err != nil {
+		if err := n.destructible(e.To); err != nil {
 			return n, err
 		}
 	case Joining, InService:
-		if n.Hardware == nil || n.Passed == nil || n.Passed.Hardware != n.Hardware.Digest() || n.Passed.Image != n.Image {
+		if n.Hardware == nil || n.Image == "" || n.Passed == nil ||
+			n.Passed.Hardware != n.Hardware.Digest() || n.Passed.Image != n.Image {
 			return n, errors.New("no PASS for its current hardware and image")
+		}
+	case BurningIn:
+		if e.Image != "" && n.Plan != nil && e.Image != n.Plan.Image {
+			return n, fmt.Errorf("it started from image %s, the plan says %s", e.Image, n.Plan.Image)
 		}
 	case NeedsWork:
 		if e.Failure == nil || e.Failure.Cause == "" {
@@ -229,33 +245,47 @@ func (n Node) move(e Event) (Node, error) {
 		}
 		n.Failure = &f
 	}
-	if e.To == BurningIn && e.Image != "" {
-		n.Image = e.Image
+	switch e.To {
+	case Wiping, Imaging:
+		n.Image, n.Passed = "", nil
+	case BurningIn:
+		if e.Image != "" {
+			n.Image = e.Image
+		}
+		n.Passed = nil // a PASS from before does not answer for what begins now
+	case ReVerifying:
+		n.Passed = nil
 	}
-	if e.To == InService || e.To == Retired || e.To == Rejected || e.To == Discovered {
-		n.Plan = nil
+	switch e.To {
+	case InService, Retired, Rejected, Discovered, Inspected:
+		n.Plan = nil // each approval brings a plan of its own
+	}
+	switch {
+	case e.To == Joining:
+		n.Joined = true // from the first word to the cluster: nobody knows when it heard it
+	case n.State == Leaving && e.To == Inspected, Table[e.To].Terminal():
+		n.Joined = false
 	}
 	n.State, n.Since, n.Note = e.To, e.At, ""
 	n.Deadline = deadline(e)
 	return n, nil
 }
 
-// guard is Convertible for a move into a destructive state.
-func (n Node) guard(e Event) error {
-	if n.State == NeedsWork { // back to the step that failed
-		n.State = e.To
-	}
+// destructible is Convertible as if n were in the state it moves to.
+func (n Node) destructible(to State) error {
+	n.State = to
 	return n.Convertible()
 }
 
 func deadline(e Event) time.Time {
-	if e.Deadline != nil {
+	d := Table[e.To].Deadline
+	switch {
+	case d == 0: // nobody waits in a terminal state
+		return time.Time{}
+	case e.Deadline != nil:
 		return *e.Deadline
 	}
-	if d := Table[e.To].Deadline; d > 0 {
-		return e.At.Add(d)
-	}
-	return time.Time{}
+	return e.At.Add(d)
 }
 
 func addMAC(list []MAC, m MAC) []MAC {

@@ -1,9 +1,11 @@
 package inventory
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 )
 
 // Hardware is what inspection found on a node. Sizes are bytes unless a field
@@ -18,12 +20,13 @@ type Hardware struct {
 	NICs     []NIC    `json:"nics"`
 	GPUs     []GPU    `json:"gpus"`
 	PCI      []PCI    `json:"pci,omitempty"`
-	HasBMC   bool     `json:"hasBMC"` // SMBIOS type 38 or /dev/ipmi0 present
+	HasBMC   bool     `json:"hasBMC"`           // SMBIOS type 38 or /dev/ipmi0 present
+	BMCMAC   *MAC     `json:"bmcMAC,omitempty"` // as the BMC itself tells over IPMI or Redfish
 	Missing  []string `json:"missing,omitempty"`
 }
 
 // Board is the SMBIOS identity (types 0 to 3). Mining boards often carry
-// placeholder strings; Identity tells the useful ones.
+// factory strings that name no machine: see Junk and Identify.
 type Board struct {
 	SystemVendor  string `json:"systemVendor,omitempty"`
 	SystemProduct string `json:"systemProduct,omitempty"`
@@ -76,15 +79,6 @@ type Disk struct {
 	Removable  bool     `json:"removable,omitempty"`
 	InUse      bool     `json:"inUse,omitempty"`      // mounted, swap or held
 	Signatures []string `json:"signatures,omitempty"` // gpt, ext4, zfs_member, LVM2_member, ceph_bluestore, linux_raid_member, BitLocker
-}
-
-// A DiskID is what stays the same when /dev/sdX changes. Two of serial, WWN
-// and path must be set and all that are set must match, together with Size.
-type DiskID struct {
-	Serial string `json:"serial,omitempty"`
-	WWN    string `json:"wwn,omitempty"`
-	Path   string `json:"path,omitempty"` // bus path from sysfs, for example pci-0000:00:05.0
-	Size   int64  `json:"size"`
 }
 
 // NIC is one network interface with a permanent address.
@@ -148,9 +142,12 @@ func (g GPU) LinkWidth() int {
 	return w
 }
 
-// Digest names this hardware: a report is valid only for the hardware it was
-// made on. Facts that change from boot to boot (link state, names, use) are
-// left out.
+// Digest names this hardware: a report and a plan are valid only for the
+// hardware they were made on. What may change from boot to boot is left out
+// (link state, names, use, order of discovery, sticks and virtual media), and
+// so is what differs between two kernels on one machine: installed memory is
+// counted by its modules, or else by the next whole GiB above what the kernel
+// left for itself.
 func (h Hardware) Digest() string {
 	type gpu struct{ Addr, Vendor, Device, Model, UUID string }
 	type disk struct {
@@ -160,22 +157,35 @@ func (h Hardware) Digest() string {
 	var k struct {
 		Board Board
 		CPU   string
-		Mem   int64
+		GiB   int64
+		DIMMs []DIMM
 		GPUs  []gpu
 		Disks []disk
-		MACs  []MAC
+		MACs  []string
 	}
-	k.Board, k.CPU = h.Board, h.CPU.Model
-	k.Mem = h.Memory.Total >> 28 // quarter GiB: the kernel's own share varies
+	k.Board, k.CPU, k.DIMMs = h.Board, h.CPU.Model, slices.Clone(h.Memory.DIMMs)
+	if len(k.DIMMs) == 0 {
+		k.GiB = (h.Memory.Total + 1<<30 - 1) >> 30
+	}
 	for _, g := range h.GPUs {
 		k.GPUs = append(k.GPUs, gpu{g.Address, g.Vendor, g.Device, g.Model, g.UUID})
 	}
 	for _, d := range h.Disks {
-		k.Disks = append(k.Disks, disk{d.Serial, d.WWN, d.Size})
+		if !d.Removable {
+			k.Disks = append(k.Disks, disk{d.Serial, d.WWN, d.Size})
+		}
 	}
 	for _, n := range h.NICs {
-		k.MACs = append(k.MACs, n.MAC)
+		k.MACs = append(k.MACs, n.MAC.String())
 	}
+	slices.SortFunc(k.DIMMs, func(a, b DIMM) int {
+		return cmp.Or(cmp.Compare(a.Locator, b.Locator), cmp.Compare(a.Serial, b.Serial), cmp.Compare(a.Part, b.Part), cmp.Compare(a.Size, b.Size))
+	})
+	slices.SortFunc(k.GPUs, func(a, b gpu) int { return cmp.Or(cmp.Compare(a.Addr, b.Addr), cmp.Compare(a.UUID, b.UUID)) })
+	slices.SortFunc(k.Disks, func(a, b disk) int {
+		return cmp.Or(cmp.Compare(a.Serial, b.Serial), cmp.Compare(a.WWN, b.WWN), cmp.Compare(a.Size, b.Size))
+	})
+	slices.Sort(k.MACs)
 	b, err := json.Marshal(k)
 	if err != nil {
 		panic("inventory: hardware does not marshal: " + err.Error()) // plain structs always do

@@ -39,6 +39,7 @@ type Node struct {
 	Report   string    `json:"report,omitempty"`  // id of the last burn-in report
 	Passed   *Passed   `json:"passed,omitempty"`  // last PASS, for which hardware and image
 	Image    string    `json:"image,omitempty"`   // digest on its disk, once started from it
+	Joined   bool      `json:"joined,omitempty"`  // a cluster may send it jobs: from joining until it left
 	Power    PowerFact `json:"power"`
 	Note     string    `json:"note,omitempty"` // what exactly it waits for inside the state
 }
@@ -57,12 +58,18 @@ func (n Node) Convertible() error {
 		return refusal("it is protected in site.yaml")
 	case n.Hold != nil:
 		return refusal("it is held by " + n.Hold.Owner + ": " + n.Hold.Reason)
+	case n.Joined:
+		return refusal("it belongs to a cluster and may run jobs: let it leave first")
 	case n.Plan == nil:
 		return refusal("nobody approved it")
 	case n.State != Approved && n.State != Wiping && n.State != Imaging:
 		return refusal("it is " + n.State.String())
+	case n.Hardware == nil:
+		return refusal("it was never inspected")
+	case n.Hardware.Digest() != n.Plan.Hardware:
+		return refusal("its hardware changed since it was approved: approve it again")
 	}
-	return nil
+	return n.Plan.Check()
 }
 
 type refusal string
@@ -75,22 +82,6 @@ type Hold struct {
 	By     string    `json:"by,omitempty"`
 	Reason string    `json:"reason"`
 	At     time.Time `json:"at"`
-}
-
-// A Plan is what a conversion will do to a node, fixed at approval. Digest
-// covers every other field; permits name it.
-type Plan struct {
-	Run       string   `json:"run"`
-	Image     string   `json:"image"` // manifest digest, hexadecimal
-	ImageName string   `json:"imageName,omitempty"`
-	Profile   string   `json:"profile"`
-	Wipe      string   `json:"wipe"` // metadata, discard, overwrite, secure
-	Disks     []DiskID `json:"disks"`
-	Target    DiskID   `json:"target"` // the disk the image goes to
-	Cluster   string   `json:"cluster,omitempty"`
-	Hardware  string   `json:"hardware"` // Hardware.Digest at approval
-	Allow     []string `json:"allow,omitempty"`
-	Digest    string   `json:"digest"`
 }
 
 // Failure is why a node needs work, and which step to repeat afterwards.

@@ -2,8 +2,6 @@ package inventory
 
 import (
 	"crypto/ed25519"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,7 +53,8 @@ var (
 	ErrPermitExpired = errors.New("permit is expired")
 )
 
-// Open verifies s and returns the permit. now is the agent's best time.
+// Open verifies s and returns the permit. now is the agent's best time: a
+// clock that lags may not stretch a permit to more than twice its life.
 func (s SignedPermit) Open(key ed25519.PublicKey, now time.Time) (Permit, error) {
 	if len(key) != ed25519.PublicKeySize || !ed25519.Verify(key, append([]byte(permitContext), s.Payload...), s.Signature) {
 		return Permit{}, ErrPermitForged
@@ -64,47 +63,10 @@ func (s SignedPermit) Open(key ed25519.PublicKey, now time.Time) (Permit, error)
 	if err := json.Unmarshal(s.Payload, &p); err != nil {
 		return Permit{}, fmt.Errorf("permit: %w", err)
 	}
-	if !now.Before(p.NotAfter) || p.NotAfter.Sub(p.Issued) > MaxPermit {
-		return Permit{}, fmt.Errorf("%w (until %s)", ErrPermitExpired, p.NotAfter.Format(time.RFC3339))
+	life := p.NotAfter.Sub(p.Issued)
+	if life <= 0 || life > MaxPermit || !now.Before(p.NotAfter) || now.Before(p.Issued.Add(-MaxPermit)) {
+		return Permit{}, fmt.Errorf("%w: it is for %s to %s, it is %s here", ErrPermitExpired,
+			p.Issued.Format(time.RFC3339), p.NotAfter.Format(time.RFC3339), now.Format(time.RFC3339))
 	}
 	return p, nil
-}
-
-// Seal fills Digest from the other fields.
-func (p Plan) Seal() Plan {
-	p.Digest = ""
-	b, err := json.Marshal(p)
-	if err != nil {
-		panic("inventory: plan does not marshal: " + err.Error())
-	}
-	sum := sha256.Sum256(b)
-	p.Digest = hex.EncodeToString(sum[:])
-	return p
-}
-
-// Same tells whether a disk found now is the disk that was named: sizes equal,
-// no stated fact contradicts, and at least one of serial and WWN agrees or,
-// when the named disk has neither, the path does.
-func (d DiskID) Same(found DiskID) bool {
-	if d.Size != found.Size || d.Size == 0 {
-		return false
-	}
-	agree := func(a, b string) (same, known bool) { return a == b, a != "" }
-	sn, snKnown := agree(d.Serial, found.Serial)
-	wwn, wwnKnown := agree(d.WWN, found.WWN)
-	path, pathKnown := agree(d.Path, found.Path)
-	if snKnown && !sn || wwnKnown && !wwn || pathKnown && !path {
-		return false
-	}
-	return snKnown || wwnKnown || pathKnown
-}
-
-func (d DiskID) String() string {
-	switch {
-	case d.Serial != "":
-		return "serial " + d.Serial
-	case d.WWN != "":
-		return "wwn " + d.WWN
-	}
-	return "path " + d.Path
 }

@@ -159,7 +159,7 @@ var Table = map[State]Waiting{
 	},
 	NeedsWork: {
 		For: "a technician's task and its proof test", Actor: "technician", Deadline: 7 * 24 * time.Hour,
-		Next: []State{Discovered, Inspected, Approved, Wiping, Imaging, Starting, BurningIn, Joining, Retired, Rejected},
+		Next: []State{Discovered, Inspected, Approved, Wiping, Imaging, Starting, BurningIn, Joining, Leaving, Retired, Rejected},
 		Try:  "smelt task list NODE",
 	},
 	Retired:  {For: "nothing", Actor: "nobody", Next: []State{Discovered}},

@@ -78,7 +78,13 @@ func anyEvent(r *rapid.T, n inventory.Node) inventory.Event {
 		hw := &inventory.Hardware{Board: inventory.Board{Serial: rapid.StringMatching(`[A-Z0-9]{0,3}`).Draw(r, "serial")}, Disks: []inventory.Disk{}}
 		later := at.Add(time.Hour)
 		e.Hardware, e.Hold = hw, &inventory.Hold{Owner: "operator", Reason: "look first", At: at}
-		e.Plan = &inventory.Plan{Run: "r1", Image: "img", Disks: []inventory.DiskID{{Serial: "S", Size: 1}}, Target: inventory.DiskID{Serial: "S", Size: 1}}
+		disk := inventory.DiskID{Serial: "S3X0NB0K812345", Size: 1}
+		plan := inventory.Plan{Run: "r1", Image: "img", Disks: []inventory.DiskID{disk}, Target: disk, Hardware: hw.Digest()}
+		if n.Hardware != nil {
+			plan.Hardware = n.Hardware.Digest()
+		}
+		plan = plan.Seal()
+		e.Plan = &plan
 		e.Failure, e.Deadline, e.Image = &inventory.Failure{Cause: "drawn"}, &later, "img"
 		e.Report, e.Passed = "rep", &inventory.Passed{Report: "rep", Hardware: hw.Digest(), Image: "img", At: at}
 		e.Spec = &inventory.Spec{Protect: rapid.Bool().Draw(r, "protect"), MACs: []inventory.MAC{{2, 0, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(r, "mac"))}}}

@@ -1,0 +1,43 @@
+package inventory
+
+// A DiskID is what stays the same when /dev/sdX changes: the facts by which a
+// plan and a permit name a disk, and the agent finds it again.
+type DiskID struct {
+	Serial string `json:"serial,omitempty"`
+	WWN    string `json:"wwn,omitempty"`
+	Path   string `json:"path,omitempty"` // bus path from sysfs, for example pci-0000:00:05.0
+	Size   int64  `json:"size"`
+}
+
+// Same tells whether a disk found now is the disk that was named: sizes are
+// equal and known, every fact that names it is found again, and there is such
+// a fact. A serial that many disks share (USB bridges answer "0123456789")
+// names nothing.
+func (d DiskID) Same(found DiskID) bool {
+	if d.Size != found.Size || d.Size <= 0 {
+		return false
+	}
+	named := false
+	for _, f := range [][2]string{{d.Serial, found.Serial}, {d.WWN, found.WWN}, {d.Path, found.Path}} {
+		if f[0] == "" {
+			continue
+		}
+		if f[0] != f[1] {
+			return false
+		}
+		named = named || !Junk(f[0])
+	}
+	return named
+}
+
+func (d DiskID) String() string {
+	switch {
+	case d.Serial != "" && !Junk(d.Serial):
+		return "disk with serial " + d.Serial
+	case d.WWN != "":
+		return "disk with WWN " + d.WWN
+	case d.Path != "":
+		return "disk at " + d.Path
+	}
+	return "nameless disk"
+}

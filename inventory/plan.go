@@ -1,0 +1,66 @@
+package inventory
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// A Plan is what a conversion will do to a node, fixed at approval. Digest
+// covers every other field; permits name it.
+type Plan struct {
+	Run       string   `json:"run"`
+	Image     string   `json:"image"` // manifest digest, hexadecimal
+	ImageName string   `json:"imageName,omitempty"`
+	Profile   string   `json:"profile"`
+	Wipe      string   `json:"wipe"` // metadata, discard, overwrite, secure
+	Disks     []DiskID `json:"disks"`
+	Target    DiskID   `json:"target"` // the disk the image goes to
+	Cluster   string   `json:"cluster,omitempty"`
+	Hardware  string   `json:"hardware"` // Hardware.Digest at approval
+	Allow     []string `json:"allow,omitempty"`
+	Digest    string   `json:"digest"`
+}
+
+// Seal fills Digest from the other fields.
+func (p Plan) Seal() Plan {
+	p.Digest = ""
+	b, err := json.Marshal(p)
+	if err != nil {
+		panic("inventory: plan does not marshal: " + err.Error())
+	}
+	sum := sha256.Sum256(b)
+	p.Digest = hex.EncodeToString(sum[:])
+	return p
+}
+
+// Check says why p must not be carried out, or nil: it is changed since Seal,
+// or does not name exactly what it will destroy.
+func (p Plan) Check() error {
+	switch {
+	case p.Digest == "" || p.Seal().Digest != p.Digest:
+		return errors.New("the plan is not sealed or was changed since")
+	case p.Run == "" || p.Image == "":
+		return errors.New("the plan names no run or no image")
+	case p.Hardware == "":
+		return errors.New("the plan does not say for which hardware it was made")
+	case len(p.Disks) == 0:
+		return errors.New("the plan names no disk")
+	case !slices.Contains(p.Disks, p.Target):
+		return fmt.Errorf("the image goes to %s, which is not among the disks of the plan", p.Target)
+	}
+	for i, d := range p.Disks {
+		if !d.Same(d) {
+			return fmt.Errorf("the plan names a disk by nothing that tells it from another (%s, %d bytes)", d, d.Size)
+		}
+		for _, o := range p.Disks[:i] {
+			if d.Same(o) || o.Same(d) {
+				return fmt.Errorf("the plan cannot tell %s from %s", d, o)
+			}
+		}
+	}
+	return nil
+}
