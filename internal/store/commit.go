@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"smelt/inventory"
 )
@@ -73,7 +74,7 @@ func (s *Store) plan(ctx context.Context, c Change) (planned, error) {
 		if p.doc, err = json.Marshal(c.Node); err != nil {
 			return p, err
 		}
-		if err := s.replay(ctx, p); err != nil {
+		if p.Events, err = s.replay(ctx, p); err != nil {
 			return p, err
 		}
 	} else if len(c.Events) > 0 {
@@ -102,37 +103,43 @@ func (s *Store) plan(ctx context.Context, c Change) (planned, error) {
 // replay holds p.Node against the stored node and its events. It reads outside
 // the transaction: the version check inside it covers this read, because a
 // version of a node is only ever one document.
-func (s *Store) replay(ctx context.Context, p planned) error {
+//
+// It returns the events with the state that each move leaves.
+func (s *Store) replay(ctx context.Context, p planned) ([]inventory.Event, error) {
 	var n inventory.Node
 	if p.before > 0 {
 		var err error
 		if n, err = s.Node(ctx, p.Node.ID); err != nil {
 			if errors.Is(err, ErrNotFound) {
-				return fmt.Errorf("%w: it is not stored", ErrConflict)
+				return nil, fmt.Errorf("%w: it is not stored", ErrConflict)
 			}
-			return err
+			return nil, err
 		}
 		if n.Version != p.before {
-			return fmt.Errorf("%w: it is at version %d, not %d", ErrConflict, n.Version, p.before)
+			return nil, fmt.Errorf("%w: it is at version %d, not %d", ErrConflict, n.Version, p.before)
 		}
 	}
-	for _, e := range p.Events {
+	events := slices.Clone(p.Events)
+	for i, e := range events {
 		if e.Node != p.Node.ID {
-			return fmt.Errorf("event %d is for node %s", e.Version, e.Node)
+			return nil, fmt.Errorf("event %d is for node %s", e.Version, e.Node)
+		}
+		if e.Kind == inventory.KindMoved {
+			events[i].From = n.State
 		}
 		var err error
 		if n, err = n.Apply(e); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	doc, err := json.Marshal(n)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !bytes.Equal(doc, p.doc) {
-		return errors.New("the node is not what its events make of the stored one")
+		return nil, errors.New("the node is not what its events make of the stored one")
 	}
-	return nil
+	return events, nil
 }
 
 func (p planned) write(t *tx) error {

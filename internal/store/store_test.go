@@ -192,6 +192,21 @@ func TestNode(t *testing.T) {
 	})
 }
 
+func TestMovesSayWhatTheyLeave(t *testing.T) {
+	each(t, func(t *testing.T, dsn string) {
+		s := open(t, dsn)
+		n := put(t, s, inventory.Node{}, created("rig-1"))
+		put(t, s, n, inventory.Event{Kind: inventory.KindMoved, To: inventory.Rejected, Reason: "not ours"})
+		events, err := s.NodeEvents(t.Context(), "rig-1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := events[1]; e.From != inventory.Discovered || e.To != inventory.Rejected {
+			t.Errorf("moved from %s to %s", e.From, e.To)
+		}
+	})
+}
+
 func TestOrderIsOfBytes(t *testing.T) {
 	each(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn)
