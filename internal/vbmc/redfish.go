@@ -41,6 +41,7 @@ type Redfish struct {
 	pin   string
 	http  *http.Server
 	wait  sync.WaitGroup
+	done  chan struct{} // closed by Close
 
 	mu       sync.Mutex
 	faults   RedfishFaults
@@ -54,12 +55,12 @@ type Redfish struct {
 // RedfishFaults are the lies of a BMC. The zero value is an honest one.
 type RedfishFaults struct {
 	Ignore     bool          // resets answer 204 and do nothing
-	Status     int           // every request behind the login answers this
+	Status     int           // every request behind the login answers this, logging out excepted
 	ResetFails int           // resets do what they are told and answer this
 	Slow       time.Duration // before every answer
 	Reject     []string      // reset types that are not allowed
 	State      string        // PowerState, whatever the machine does
-	Sessions   int           // how many sessions there may be; 0 is any number
+	Sessions   int           // how many sessions there may be; 0 is any number, below 0 none
 	BootIgnore bool          // a boot override answers 200 and changes nothing
 }
 
@@ -84,7 +85,7 @@ func StartRedfish(c RedfishConfig, p Power) (*Redfish, error) {
 	if err != nil {
 		return nil, fmt.Errorf("virtual Redfish BMC: certificate: %w", err)
 	}
-	r := &Redfish{power: p, cfg: c, pin: pin, sessions: map[string]string{}, override: "None", enabled: "Disabled"}
+	r := &Redfish{power: p, cfg: c, pin: pin, done: make(chan struct{}), sessions: map[string]string{}, override: "None", enabled: "Disabled"}
 	r.http = &http.Server{
 		Handler:           r,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -150,6 +151,7 @@ func (r *Redfish) Stats() RedfishStats {
 
 // Close stops the BMC. The machine stays as it is.
 func (r *Redfish) Close() error {
+	close(r.done)
 	err := r.http.Close()
 	r.wait.Wait()
 	return err
@@ -168,6 +170,8 @@ func (r *Redfish) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		case <-time.After(f.Slow):
 		case <-q.Context().Done():
 			return
+		case <-r.done:
+			return
 		}
 	}
 	path := strings.TrimSuffix(q.URL.Path, "/")
@@ -184,10 +188,10 @@ func (r *Redfish) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		r.login(w, q, f)
 	case !r.allowed(q):
 		refuse(w, http.StatusUnauthorized, "Base.1.8.NoValidSession", "there is no valid session established")
-	case f.Status != 0:
-		refuse(w, f.Status, "Base.1.8.InternalError", "the service failed")
 	case strings.HasPrefix(path, root+"/SessionService/Sessions/") && q.Method == http.MethodDelete:
 		r.logout(w, path)
+	case f.Status != 0:
+		refuse(w, f.Status, "Base.1.8.InternalError", "the service failed")
 	default:
 		r.serve(w, q, path, f)
 	}
@@ -205,7 +209,7 @@ func (r *Redfish) login(w http.ResponseWriter, q *http.Request, f RedfishFaults)
 		refuse(w, http.StatusUnauthorized, "Base.1.8.ResourceAtUriUnauthorized", "invalid user name or password")
 		return
 	}
-	if f.Sessions > 0 && len(r.sessions) >= f.Sessions {
+	if f.Sessions != 0 && len(r.sessions) >= f.Sessions {
 		refuse(w, http.StatusServiceUnavailable, "Base.1.8.SessionLimitExceeded", "the session limit is reached")
 		return
 	}

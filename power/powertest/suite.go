@@ -25,6 +25,19 @@ type Hardware struct {
 	Dead func(t *testing.T) power.Controller
 	// Hang makes the device swallow every request from now on.
 	Hang func()
+	// Human is the person who does what a controller asks for that cannot
+	// switch by itself.
+	Human func(power.State)
+}
+
+// set commands c, by way of the person where it needs one.
+func (h Hardware) set(ctx context.Context, c power.Controller, s power.State) error {
+	err := c.Set(ctx, s)
+	if errors.Is(err, power.ErrNeedsHuman) && h.Human != nil {
+		h.Human(s)
+		return nil
+	}
+	return err
 }
 
 // grace is how long after its context has ended a call may still take.
@@ -34,16 +47,28 @@ const grace = 2 * time.Second
 const settle = 10 * time.Second
 
 // Run holds a controller to the promises of power.Controller. setup is called
-// for each test and returns a controller of a machine that is off.
+// for each test, possibly at the same time, and returns a controller of a
+// machine that is off.
 func Run(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	t.Run("truth", func(t *testing.T) { truth(t, setup) })
-	t.Run("boot", func(t *testing.T) { boot(t, setup) })
-	t.Run("soft", func(t *testing.T) { soft(t, setup) })
-	t.Run("nonsense", func(t *testing.T) { nonsense(t, setup) })
-	t.Run("refused", func(t *testing.T) { refused(t, setup) })
-	t.Run("dead", func(t *testing.T) { dead(t, setup) })
-	t.Run("cancel", func(t *testing.T) { cancel(t, setup) })
-	t.Run("verified", func(t *testing.T) { verified(t, setup) })
+	for _, promise := range []struct {
+		name string
+		kept func(*testing.T, power.Controller, Hardware)
+	}{
+		{"truth", truth},
+		{"boot", boot},
+		{"soft", soft},
+		{"nonsense", nonsense},
+		{"refused", refused},
+		{"dead", dead},
+		{"cancel", cancel},
+		{"verified", verified},
+	} {
+		t.Run(promise.name, func(t *testing.T) {
+			t.Parallel()
+			c, h := setup(t)
+			promise.kept(t, c, h)
+		})
+	}
 }
 
 func follow(what string, f func() error) error {
@@ -70,8 +95,7 @@ func says(ctx context.Context, c power.Controller, h Hardware, want power.State)
 	})
 }
 
-func truth(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	c, h := setup(t)
+func truth(t *testing.T, c power.Controller, h Hardware) {
 	ctx := t.Context()
 	if c.String() == "" {
 		t.Error("the controller has no name")
@@ -80,7 +104,7 @@ func truth(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) 
 		t.Fatalf("a machine that is off: state %s, error %v, machine on %v", s, err, h.On())
 	}
 	for _, want := range []power.State{power.On, power.On, power.Off, power.Off, power.On} {
-		if err := c.Set(ctx, want); err != nil {
+		if err := h.set(ctx, c, want); err != nil {
 			t.Fatalf("set %s: %v", want, err)
 		}
 		if err := says(ctx, c, h, want); err != nil {
@@ -88,6 +112,10 @@ func truth(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) 
 		}
 	}
 	for _, on := range []bool{false, true} {
+		if h.Turn == nil {
+			t.Log("nobody can switch this hardware by hand")
+			break
+		}
 		h.Turn(on)
 		want := power.Off
 		if on {
@@ -99,8 +127,7 @@ func truth(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) 
 	}
 }
 
-func boot(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	c, h := setup(t)
+func boot(t *testing.T, c power.Controller, h Hardware) {
 	ctx := t.Context()
 	err := c.BootOnce(ctx, power.Network)
 	if errors.Is(err, power.ErrUnsupported) || errors.Is(err, power.ErrNeedsHuman) {
@@ -135,8 +162,7 @@ func boot(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
 	}
 }
 
-func soft(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	c, h := setup(t)
+func soft(t *testing.T, c power.Controller, h Hardware) {
 	s, ok := c.(power.SoftOffer)
 	if !ok {
 		t.Log("no soft off")
@@ -157,8 +183,7 @@ func soft(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
 	}
 }
 
-func nonsense(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	c, h := setup(t)
+func nonsense(t *testing.T, c power.Controller, h Hardware) {
 	for _, s := range []power.State{0, power.Unknown, 99} {
 		if err := c.Set(t.Context(), s); err == nil || h.On() {
 			t.Errorf("set %s: error %v, machine on %v; want an error and nothing done", s, err, h.On())
@@ -169,8 +194,7 @@ func nonsense(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware
 	}
 }
 
-func refused(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	_, h := setup(t)
+func refused(t *testing.T, _ power.Controller, h Hardware) {
 	if h.Refused == nil {
 		t.Log("this protocol cannot tell a wrong credential")
 		return
@@ -215,8 +239,7 @@ func unlessOff(s power.State, err error) error {
 	return err
 }
 
-func dead(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	_, h := setup(t)
+func dead(t *testing.T, _ power.Controller, h Hardware) {
 	if h.Dead == nil {
 		t.Log("nothing to reach")
 		return
@@ -241,8 +264,7 @@ func dead(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
 	}
 }
 
-func cancel(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	c, h := setup(t)
+func cancel(t *testing.T, c power.Controller, h Hardware) {
 	if h.Hang == nil {
 		t.Log("nothing that could hang")
 		return
@@ -277,8 +299,11 @@ func cancel(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware))
 	}
 }
 
-func verified(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
-	c, h := setup(t)
+func verified(t *testing.T, c power.Controller, h Hardware) {
+	if h.Human != nil {
+		t.Log("a person does not poll")
+		return
+	}
 	ctx := t.Context()
 	v := power.Verify(c, power.Limits{Reach: settle, Poll: 20 * time.Millisecond, Dwell: 20 * time.Millisecond, Spacing: time.Millisecond, Soft: settle})
 	for _, verb := range []struct {
