@@ -1,0 +1,178 @@
+// Smelt-agent runs on a node: as process 1 of the RAM system, as the kernel's
+// modprobe there, and as a service of the installed system.
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"smelt/internal/agent"
+	"smelt/internal/api"
+	"smelt/internal/initramfs"
+	"smelt/internal/inspect"
+	"smelt/internal/pid1"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+const (
+	handoff  = "/var/lib/smelt/agent.json"
+	stateDir = "/var/lib/smelt/agent"
+	helper   = "/usr/lib/smelt/smelt-gpu"
+)
+
+func main() {
+	switch {
+	case os.Getpid() == 1:
+		pid1.Init()
+	case filepath.Base(os.Args[0]) == "modprobe":
+		os.Exit(pid1.Modprobe(os.Args[1:]))
+	case os.Getenv(pid1.Child) != "":
+		log := pid1.Log()
+		code, err := ram(log)
+		if err != nil {
+			log.Error("agent", "err", err)
+		}
+		os.Exit(code)
+	}
+	if len(os.Args) > 1 && os.Args[1] == "version" {
+		fmt.Println(version)
+		return
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := installed(log); err != nil {
+		log.Error("agent", "err", err)
+		os.Exit(1)
+	}
+}
+
+// ram runs the agent of the RAM system and returns what process 1 does next.
+func ram(log *slog.Logger) (int, error) {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	trust, err := initramfs.ReadTrust(initramfs.TrustPath)
+	if err != nil {
+		return 1, err
+	}
+	cmd, err := pid1.ReadCmdLine()
+	if err != nil {
+		return 1, err
+	}
+	log.Info("smelt-agent", "version", version, "mode", cmd.Mode, "server", cmd.Server)
+
+	modules, err := pid1.OpenModules()
+	if err != nil {
+		log.Warn("drivers", "err", err)
+	}
+	devices := &pid1.Devices{Modules: modules, Log: log}
+	if err := devices.Listen(); err != nil {
+		return 1, err
+	}
+	network := pid1.NewNetwork(cmd.BootIF, log)
+	go func() {
+		if err := network.Run(ctx); err != nil {
+			log.Error("network", "err", err)
+			os.Exit(1) // process 1 starts us again
+		}
+	}()
+	modules.Coldplug(log)
+	devices.Settle(300*time.Millisecond, 10*time.Second)
+	// Every disk is read-only from here on; those that appear later, too.
+	if err := pid1.SealAll(); err != nil {
+		return 1, fmt.Errorf("disks are not read-only: %w", err)
+	}
+	go func() { _ = devices.Run(ctx) }()
+
+	select {
+	case <-network.Ready():
+	case <-ctx.Done():
+		return 1, nil
+	}
+	a, err := agent.New(agent.Config{
+		Version:   version,
+		Mode:      agent.Mode(cmd.Mode),
+		Server:    cmd.Server,
+		Pin:       trust.Pin,
+		SiteKey:   trust.SiteKey,
+		ImageKeys: keys(trust.ImageKeys),
+		Nonce:     cmd.Nonce,
+		StateDir:  "/run/smelt",
+		System:    inspect.System{PermanentMAC: inspect.PermanentMAC},
+		Seal:      pid1.Seal,
+		Unseal:    pid1.Unseal,
+		Log:       log,
+	})
+	if err != nil {
+		return 1, err
+	}
+	end, err := a.Run(ctx)
+	switch end {
+	case agent.Reboot:
+		return pid1.ExitReboot, err
+	case agent.Off:
+		return pid1.ExitOff, err
+	}
+	return 1, err
+}
+
+func keys(in [][]byte) []ed25519.PublicKey {
+	var out []ed25519.PublicKey
+	for _, k := range in {
+		out = append(out, k)
+	}
+	return out
+}
+
+// installed runs the agent as a service of the installed system.
+func installed(log *slog.Logger) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	b, err := os.ReadFile(handoff)
+	if err != nil {
+		return fmt.Errorf("this machine was not converted by Smelt: %w", err)
+	}
+	var h api.Handoff
+	if err := json.Unmarshal(b, &h); err != nil {
+		return fmt.Errorf("%s: %v", handoff, err)
+	}
+	a, err := agent.New(agent.Config{
+		Version:   version,
+		Mode:      agent.Installed,
+		Server:    h.Server,
+		Pin:       h.Pin,
+		SiteKey:   h.SiteKey,
+		Handoff:   &h,
+		StateDir:  stateDir,
+		System:    inspect.System{PermanentMAC: inspect.PermanentMAC},
+		GPUHelper: helper,
+		Log:       log,
+	})
+	if err != nil {
+		return err
+	}
+	end, err := a.Run(ctx)
+	if err != nil {
+		return err
+	}
+	verb := map[agent.End]string{agent.Reboot: "reboot", agent.Off: "poweroff"}[end]
+	if verb == "" {
+		return nil
+	}
+	if err := exec.Command("systemctl", verb).Run(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("systemctl %s: %w", verb, err)
+	}
+	<-ctx.Done() // systemd ends us on the way
+	return nil
+}

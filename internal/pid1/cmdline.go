@@ -1,0 +1,71 @@
+package pid1
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+)
+
+// Modes of the RAM system.
+const (
+	Inspect = "inspect" // look and report: no disk can be written
+	Convert = "convert" // an approved machine
+)
+
+// CmdLine is what the conductor says to a RAM system on the kernel's command
+// line. It holds no secret: whoever reads the boot script has it too.
+type CmdLine struct {
+	Server string           // smelt.server=
+	Nonce  string           // smelt.nonce=
+	Mode   string           // smelt.mode=
+	BootIF net.HardwareAddr // BOOTIF=01-52-54-..: the card it booted from, nil when not said
+}
+
+// ReadCmdLine reads the running kernel's command line.
+func ReadCmdLine() (CmdLine, error) {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return CmdLine{}, err
+	}
+	return ParseCmdLine(string(b))
+}
+
+// ParseCmdLine takes a command line apart. A mode that is not exactly
+// "convert" is inspect: the harmless one.
+func ParseCmdLine(s string) (CmdLine, error) {
+	c := CmdLine{Mode: Inspect}
+	for w := range strings.FieldsSeq(s) {
+		k, v, _ := strings.Cut(w, "=")
+		switch k {
+		case "smelt.server":
+			c.Server = strings.TrimSuffix(v, "/")
+		case "smelt.nonce":
+			c.Nonce = v
+		case "smelt.mode":
+			if v == Convert {
+				c.Mode = Convert
+			} else {
+				c.Mode = Inspect
+			}
+		case "BOOTIF":
+			// PXELINUX's form: hardware type, then the address, with dashes.
+			hw, err := net.ParseMAC(strings.ReplaceAll(v, "-", ":"))
+			if err != nil && len(v) > 3 {
+				hw, err = net.ParseMAC(strings.ReplaceAll(v[3:], "-", ":"))
+			}
+			if err == nil && len(hw) == 6 {
+				c.BootIF = hw
+			}
+		}
+	}
+	u, err := url.Parse(c.Server)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return c, fmt.Errorf("kernel command line: smelt.server=%q is no https URL", c.Server)
+	}
+	if c.Nonce == "" {
+		return c, fmt.Errorf("kernel command line: smelt.nonce is missing")
+	}
+	return c, nil
+}

@@ -1,0 +1,147 @@
+package pid1
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Devices follows the kernel's announcements of devices (uevents): a disk is
+// set read-only the moment it appears, and what has a modalias gets its driver.
+type Devices struct {
+	Modules *Modules
+	Log     *slog.Logger
+
+	sock int
+	last time.Time
+}
+
+// Listen opens the socket. What appears from now on is not missed.
+func (d *Devices) Listen() error {
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return fmt.Errorf("uevent socket: %v", err)
+	}
+	_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20)
+	// Group 1 is the kernel itself; group 2 would be udev.
+	if err := unix.Bind(s, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		_ = unix.Close(s)
+		return fmt.Errorf("uevent socket: %v", err)
+	}
+	tv := unix.NsecToTimeval(int64(200 * time.Millisecond))
+	if err := unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		_ = unix.Close(s)
+		return fmt.Errorf("uevent socket: %v", err)
+	}
+	d.sock = s
+	return nil
+}
+
+// Settle handles announcements until none came for quiet, at most limit.
+func (d *Devices) Settle(quiet, limit time.Duration) {
+	end := time.Now().Add(limit)
+	d.last = time.Now()
+	for time.Now().Before(end) && time.Since(d.last) < quiet {
+		d.once()
+	}
+}
+
+// Run handles announcements until ctx ends.
+func (d *Devices) Run(ctx context.Context) error {
+	defer unix.Close(d.sock)
+	for ctx.Err() == nil {
+		d.once()
+	}
+	return nil
+}
+
+func (d *Devices) once() {
+	var b [16 << 10]byte
+	n, from, err := unix.Recvfrom(d.sock, b[:], 0)
+	if errors.Is(err, unix.ENOBUFS) {
+		// Announcements were lost: look at everything.
+		_ = SealAll()
+		d.Modules.Coldplug(d.Log)
+		d.last = time.Now()
+		return
+	}
+	if err != nil {
+		return // timeout or interrupt
+	}
+	// Only the kernel (port 0) is believed.
+	if nl, ok := from.(*unix.SockaddrNetlink); !ok || nl.Pid != 0 {
+		return
+	}
+	ev := parseUevent(b[:n])
+	if ev["ACTION"] != "add" && ev["ACTION"] != "change" {
+		return
+	}
+	d.last = time.Now()
+	if ev["SUBSYSTEM"] == "block" && ev["ACTION"] == "add" {
+		if err := Seal(filepath.Base(ev["DEVPATH"])); err != nil {
+			d.Log.Warn("disk could not be set read-only", "disk", filepath.Base(ev["DEVPATH"]), "err", err)
+		}
+	}
+	if a := ev["MODALIAS"]; a != "" && ev["ACTION"] == "add" {
+		d.Modules.Plug(a, d.Log)
+	}
+}
+
+// parseUevent reads "add@/devices/...\0KEY=value\0...".
+func parseUevent(b []byte) map[string]string {
+	out := map[string]string{}
+	for f := range bytes.SplitSeq(b, []byte{0}) {
+		if k, v, ok := strings.Cut(string(f), "="); ok {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+// SealAll sets every disk and partition read-only in the kernel. The agent
+// lifts it from one disk with Unseal, when a permit for that disk was used.
+func SealAll() error {
+	names, err := os.ReadDir("/sys/class/block")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, n := range names {
+		if err := Seal(n.Name()); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Seal sets one block device read-only in the kernel (blockdev --setro).
+func Seal(name string) error { return setReadOnly(name, 1) }
+
+// Unseal is the inverse of Seal.
+func Unseal(name string) error { return setReadOnly(name, 0) }
+
+func setReadOnly(name string, ro int) error {
+	if strings.HasPrefix(name, "ram") || strings.HasPrefix(name, "zram") {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join("/dev", strings.ReplaceAll(name, "!", "/")), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOMEDIUM) {
+		return nil // gone again, or a drive without a medium
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, ro); err != nil {
+		return fmt.Errorf("set %s read-only to %d: %v", name, ro, err)
+	}
+	return nil
+}
