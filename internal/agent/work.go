@@ -8,14 +8,14 @@ import (
 )
 
 func (a *Agent) wipe(ctx context.Context, o api.Order) api.Result {
-	return failed("other", errors.New("no"))
+	return failed("permit", errors.New("refused"))
 }
 func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
-	return failed("other", errors.New("no"))
+	return failed("permit", errors.New("refused"))
 }
 func (a *Agent) burnin(ctx context.Context, o api.Order) api.Result {
-	return failed("other", errors.New("no"))
+	return failed("permit", errors.New("refused"))
 }
 func (a *Agent) join(ctx context.Context, o api.Order) api.Result {
-	return failed("other", errors.New("no"))
+	return failed("permit", errors.New("refused"))
 }

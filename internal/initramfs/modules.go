@@ -27,7 +27,7 @@ func Wanted() []string {
 		"virtio_blk", "virtio_scsi", "nvme", "ahci", "ata_piix", "ata_generic", "sd_mod",
 		"megaraid_sas", "mpt3sas", "mptsas", "mptspi", "hpsa", "smartpqi", "aacraid", "mvsas", "isci", "vmw_pvscsi",
 		"xhci_pci", "ehci_pci", "uhci_hcd", "ohci_pci", "usb_storage", "uas",
-		"virtio_pci", "vmd",
+		"virtio_pci", "vmd", "virtio_rng",
 		// file systems, with what they load by name at mount time
 		"ext4", "crc32c_generic", "crc32c_intel", "vfat", "nls_cp437", "nls_ascii", "nls_utf8",
 		// board management, sensors

@@ -40,12 +40,11 @@ func (s System) pci() []inventory.PCI {
 		if real, err := s.link(dir); err == nil {
 			if up := filepath.Base(filepath.Dir(real)); pciAddress.MatchString(up) {
 				pdir := filepath.Join("sys/bus/pci/devices", up)
-				port := &inventory.Port{Address: up, Link: s.pciLink(pdir)}
-				if cut := strings.LastIndexByte(addr, '.'); cut > 0 {
+				// The number in the port itself is the one printed on boards;
+				// the kernel's slot names are ACPI's guess where both exist.
+				port := &inventory.Port{Address: up, Link: s.pciLink(pdir), Slot: s.slotOf(pdir)}
+				if cut := strings.LastIndexByte(addr, '.'); cut > 0 && port.Slot == "" {
 					port.Slot = slots[addr[:cut]]
-				}
-				if port.Slot == "" {
-					port.Slot = s.slotOf(pdir)
 				}
 				p.Port = port
 			}

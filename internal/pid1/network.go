@@ -54,6 +54,13 @@ func (n *Network) String() string { return "network" }
 
 // Run brings up every card, also those that appear later, and ends with ctx.
 func (n *Network) Run(ctx context.Context) error {
+	// Everything below wants random numbers, and the DHCP library spins until
+	// there are some. A processor without RDRAND has none at this point: only a
+	// call that blocks makes the kernel gather them from its own timing (about a
+	// second; try_to_generate_entropy in drivers/char/random.c).
+	if _, err := unix.Getrandom(make([]byte, 1), 0); err != nil {
+		n.Log.Warn("random numbers", "err", err)
+	}
 	if lo, err := netlink.LinkByName("lo"); err == nil {
 		_ = netlink.LinkSetUp(lo)
 	}

@@ -1,0 +1,501 @@
+package agent_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"smelt/images/build"
+	"smelt/internal/api"
+	"smelt/internal/initramfs"
+	"smelt/inventory"
+)
+
+// need skips a test that cannot run here, unless skips are not allowed.
+func need(t *testing.T, ok bool, what string) {
+	t.Helper()
+	if ok {
+		return
+	}
+	if os.Getenv("SMELT_TEST_NO_SKIP") == "1" {
+		t.Fatalf("needs %s", what)
+	}
+	t.Skipf("needs %s", what)
+}
+
+// ramSystem is the kernel and initramfs that a machine boots.
+type ramSystem struct{ kernel, initrd string }
+
+// kernel fetches Debian's kernel, once for all runs.
+func kernel(t *testing.T) build.KernelFiles {
+	t.Helper()
+	cache := os.Getenv("SMELT_TEST_CACHE")
+	if cache == "" {
+		cache = "../../.cache/kernel-test"
+	}
+	k, err := build.Kernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// buildRAM makes the RAM system from the working tree.
+func buildRAM(t *testing.T, k build.KernelFiles, trust initramfs.Trust) ramSystem {
+	t.Helper()
+	dir := t.TempDir()
+	agent := filepath.Join(dir, "smelt-agent")
+	c := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agent, "smelt/cmd/smelt-agent")
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("build agent: %v\n%s", err, out)
+	}
+	initrd := filepath.Join(dir, "initrd")
+	f, err := os.Create(initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	err = initramfs.Build(f, initramfs.Options{Modules: k.Modules, Release: k.Release, Agent: agent, Trust: trust})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("initramfs: %.1f MB in %v", float64(i.Size())/1e6, time.Since(start).Round(time.Millisecond))
+	if i.Size() > 25e6 {
+		t.Errorf("initramfs has %d bytes, want less than 25 MB", i.Size())
+	}
+	return ramSystem{k.Vmlinuz, initrd}
+}
+
+// wire is a network namespace with a bridge, one tap and dnsmasq as the DHCP
+// server: none of our own code answers the machine's network questions.
+type wire struct{ l net.Listener }
+
+const (
+	serverIP = "10.177.0.1"
+	tap      = "agenttap0"
+)
+
+// newWire moves the calling goroutine's thread into a fresh namespace, for the
+// rest of the test; what is started from it runs there.
+func newWire(t *testing.T) *wire {
+	t.Helper()
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(err)
+	must(netlink.LinkSetUp(lo))
+	tt := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: tap}, Mode: netlink.TUNTAP_MODE_TAP}
+	must(netlink.LinkAdd(tt))
+	l, err := netlink.LinkByName(tap)
+	must(err)
+	a, err := netlink.ParseAddr(serverIP + "/24")
+	must(err)
+	must(netlink.AddrAdd(l, a))
+	must(netlink.LinkSetUp(l))
+	run(t, io.Discard, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+tap, "--bind-dynamic",
+		"--dhcp-range=10.177.0.100,10.177.0.200,1h", "--dhcp-authoritative", "--leasefile-ro", "--no-ping", "--user=root", "--group=root", "--pid-file=")
+	ln, err := net.Listen("tcp", serverIP+":0")
+	must(err)
+	return &wire{ln}
+}
+
+// run starts a program that ends with the test.
+func run(t *testing.T, out io.Writer, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	c := exec.Command(name, args...)
+	c.Stdout, c.Stderr = out, out
+	// Ends with this thread, too: a test that is killed leaves nothing behind.
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	return c
+}
+
+// fakeServer speaks the agent API: it enrols anybody, records what it gets and
+// hands out the orders it was given.
+type fakeServer struct {
+	t      *testing.T
+	srv    *httptest.Server
+	key    ed25519.PrivateKey
+	node   inventory.NodeID
+	nonce  string
+	fence  uint64
+	permit func(id string) int // status of a permit use; nil: 200 once
+
+	mu       sync.Mutex
+	order    api.Order
+	changed  chan struct{}
+	enrols   []api.Enrol
+	invs     []api.Inventory
+	results  []api.Result
+	progress []api.Progress
+	used     map[string]bool
+	chunks   []byte
+	wake     chan struct{} // a fresh one after every event
+}
+
+func newFakeServer(t *testing.T, l net.Listener) *fakeServer {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fakeServer{
+		t: t, key: key, node: "rig-01", nonce: "c0ffee", fence: 3,
+		order: api.Order{ID: "0", Kind: api.OrderWait, Fence: 3},
+		used:  map[string]bool{}, changed: make(chan struct{}), wake: make(chan struct{}),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathEnrol, func(w http.ResponseWriter, r *http.Request) {
+		var e api.Enrol
+		if !decode(w, r, &e) {
+			return
+		}
+		if e.Nonce != f.nonce {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		f.event(func() { f.enrols = append(f.enrols, e) })
+		answer(w, api.Enrolled{Node: f.node, Mode: "inspect", Session: "s3ss10n", Expires: time.Now().Add(time.Hour), Fence: f.fence, Now: time.Now()})
+	})
+	auth := func(h http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") != "Bearer s3ss10n" {
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			h(w, r)
+		}
+	}
+	mux.HandleFunc("GET "+api.PathTime, func(w http.ResponseWriter, _ *http.Request) { answer(w, map[string]any{"now": time.Now()}) })
+	mux.HandleFunc("GET "+api.PathOrder, auth(func(w http.ResponseWriter, r *http.Request) {
+		deadline := time.After(5 * time.Second)
+		for {
+			f.mu.Lock()
+			o, c := f.order, f.changed
+			f.mu.Unlock()
+			if o.ID != r.URL.Query().Get("after") {
+				answer(w, o)
+				return
+			}
+			select {
+			case <-c:
+			case <-deadline:
+				answer(w, o)
+				return
+			case <-r.Context().Done():
+				return
+			}
+		}
+	}))
+	mux.HandleFunc("POST "+api.PathInventory, auth(func(w http.ResponseWriter, r *http.Request) {
+		var v api.Inventory
+		if decode(w, r, &v) {
+			f.event(func() { f.invs = append(f.invs, v) })
+		}
+	}))
+	mux.HandleFunc("POST "+api.PathProgress, auth(func(w http.ResponseWriter, r *http.Request) {
+		var v api.Progress
+		if decode(w, r, &v) {
+			f.event(func() { f.progress = append(f.progress, v) })
+		}
+	}))
+	mux.HandleFunc("POST "+api.PathResult, auth(func(w http.ResponseWriter, r *http.Request) {
+		var v api.Result
+		if decode(w, r, &v) {
+			f.event(func() { f.results = append(f.results, v) })
+		}
+	}))
+	mux.HandleFunc("POST "+api.PathPermit, auth(func(w http.ResponseWriter, r *http.Request) {
+		var v api.PermitUse
+		if !decode(w, r, &v) {
+			return
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		code := http.StatusOK
+		if f.permit != nil {
+			code = f.permit(v.ID)
+		} else if f.used[v.ID] {
+			code = http.StatusConflict
+		}
+		f.used[v.ID] = true
+		w.WriteHeader(code)
+	}))
+	mux.HandleFunc("GET "+api.PathChunks, auth(func(w http.ResponseWriter, _ *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		_, _ = w.Write(f.chunks)
+	}))
+	mux.HandleFunc("PUT "+api.PathChunks, auth(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err == nil {
+			f.event(func() { f.chunks = b })
+		}
+	}))
+	f.srv = httptest.NewUnstartedServer(mux)
+	if l != nil {
+		_ = f.srv.Listener.Close()
+		f.srv.Listener = l
+	}
+	f.srv.Config.ErrorLog = nil
+	f.srv.StartTLS()
+	t.Cleanup(f.srv.Close)
+	return f
+}
+
+func (f *fakeServer) event(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	close(f.wake)
+	f.wake = make(chan struct{})
+}
+
+// give makes o the order of the machine.
+func (f *fakeServer) give(o api.Order) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.order = o
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// until waits for a condition on what was recorded.
+func (f *fakeServer) until(what string, limit time.Duration, ok func() bool) {
+	f.t.Helper()
+	deadline := time.After(limit)
+	for {
+		f.mu.Lock()
+		done, wake := ok(), f.wake
+		f.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-wake:
+		case <-deadline:
+			f.t.Fatalf("no %s within %v", what, limit)
+		}
+	}
+}
+
+func (f *fakeServer) pin() string { return spki(f.srv.Certificate()) }
+
+func spki(c *x509.Certificate) string {
+	d := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(d[:])
+}
+
+func decode(w http.ResponseWriter, r *http.Request, v any) bool {
+	if err := json.NewDecoder(r.Body).Decode(v); err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return false
+	}
+	return true
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// console keeps the serial log of a machine and waits for lines in it.
+type console struct {
+	mu    sync.Mutex
+	buf   bytes.Buffer
+	start time.Time
+	marks map[string]time.Duration
+}
+
+func (c *console) follow(r io.Reader, marks ...string) {
+	s := bufio.NewScanner(r)
+	for s.Scan() {
+		c.mu.Lock()
+		fmt.Fprintf(&c.buf, "%6.2f %s\n", time.Since(c.start).Seconds(), strings.TrimRight(s.Text(), "\r"))
+		for _, m := range marks {
+			if _, ok := c.marks[m]; !ok && strings.Contains(s.Text(), m) {
+				c.marks[m] = time.Since(c.start)
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+func (c *console) at(mark string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.marks[mark]
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}
+
+// boot starts a machine that loads the RAM system directly.
+func boot(t *testing.T, ram ramSystem, cmdline string, args ...string) *console {
+	t.Helper()
+	c := &console{start: time.Now(), marks: map[string]time.Duration{}}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := []string{
+		"-accel", "tcg", "-machine", "q35", "-m", "512", "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio", "-monitor", "none",
+		"-kernel", ram.kernel, "-initrd", ram.initrd,
+		"-append", "console=ttyS0 quiet " + cmdline,
+		"-netdev", "tap,id=n0,ifname=" + tap + ",script=no,downscript=no",
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { // after the one of run, which ends the machine
+		<-done
+		if t.Failed() {
+			t.Logf("console:\n%s", c)
+		}
+	})
+	run(t, w, "qemu-system-x86_64", append(base, args...)...)
+	_ = w.Close()
+	go func() {
+		defer close(done)
+		c.follow(r, "level=INFO msg=smelt-agent", "msg=address", "msg=enrolled")
+	}()
+	return c
+}
+
+func TestRAMSystemInspects(t *testing.T) {
+	need(t, os.Getenv("SMELT_TEST_E2E") == "1", "SMELT_TEST_E2E=1 (boots a machine)")
+	need(t, os.Getuid() == 0, "root")
+	k := kernel(t)
+	w := newWire(t)
+	f := newFakeServer(t, w.l)
+	ram := buildRAM(t, k, initramfs.Trust{SiteKey: f.key.Public().(ed25519.PublicKey), Pin: f.pin()})
+
+	disk := hiveDisk(t)
+	before := sum(t, disk)
+	con := boot(t, ram, "smelt.server="+f.srv.URL+" smelt.nonce=c0ffee smelt.mode=inspect BOOTIF=01-52-54-00-77-00-01",
+		"-device", "virtio-net-pci,netdev=n0,mac=52:54:00:77:00:01",
+		"-drive", "id=d0,if=none,format=raw,file="+disk, "-device", "ide-hd,drive=d0,serial=OLD-RIG-1,bus=ide.0",
+		"-device", "pcie-root-port,id=rp1,chassis=1,slot=7,x-speed=2_5,x-width=1", "-device", "secondary-vga,bus=rp1",
+		"-device", "pcie-root-port,id=rp2,chassis=2,slot=9,x-speed=8,x-width=16",
+		"-smbios", "type=1,manufacturer=Mining Inc.,product=Rig,serial=SYS-1", "-smbios", "type=2,manufacturer=BIOSTAR,product=TB250-BTC,serial=BRD-1",
+	)
+	f.until("enrolment", 60*time.Second, func() bool { return len(f.enrols) > 0 })
+	t.Logf("kernel start to: agent %v, address %v, enrolled %v", con.at("level=INFO msg=smelt-agent"), con.at("msg=address"), time.Since(con.start))
+	f.until("inventory", 20*time.Second, func() bool { return len(f.invs) > 0 })
+
+	h := f.invs[0].Hardware
+	if h.Board.Serial != "BRD-1" || h.Board.SystemSerial != "SYS-1" || h.Board.Product != "TB250-BTC" {
+		t.Errorf("board = %+v", h.Board)
+	}
+	if len(h.NICs) != 1 || h.NICs[0].MAC.String() != "52:54:00:77:00:01" || h.NICs[0].Driver != "virtio_net" || !h.NICs[0].Link {
+		t.Errorf("nics = %+v", h.NICs)
+	}
+	if len(h.Disks) != 1 || h.Disks[0].Serial != "OLD-RIG-1" || h.Disks[0].Size != 64<<20 || h.Disks[0].Bus != "sata" || h.Disks[0].InUse {
+		t.Errorf("disks = %+v", h.Disks)
+	}
+	if len(h.GPUs) != 1 || h.GPUs[0].Port == nil || h.GPUs[0].Port.Link.MaxWidth != 1 || h.GPUs[0].Port.Slot != "7" {
+		t.Errorf("gpus = %+v", h.GPUs)
+	}
+	if h.Memory.Total < 400<<20 || len(h.Memory.DIMMs) != 1 || h.Memory.DIMMs[0].Size != 512<<20 {
+		t.Errorf("memory = %+v", h.Memory)
+	}
+	if h.CPU.Threads != 1 || h.CPU.Cores != 1 || h.CPU.Model == "" || h.Firmware.UEFI {
+		t.Errorf("cpu = %+v, firmware = %+v", h.CPU, h.Firmware)
+	}
+	if s := f.invs[0].Salvage; s == nil || s.WorkerName != "rig-north-17" || strings.Contains(fmt.Sprint(s), "hunter2") {
+		t.Errorf("salvage = %+v", s)
+	}
+
+	// Rule 1: whatever it is told, an inspection boot writes no disk.
+	f.give(api.Order{ID: "wipe-1", Kind: api.OrderWipe, Fence: 3, Wipe: &api.WipeOrder{Level: "metadata", Disks: []inventory.DiskID{h.Disks[0].DiskID}}})
+	f.until("refusal", 20*time.Second, func() bool { return len(f.results) > 0 })
+	if r := f.results[0]; r.OK || r.Cause != "permit" {
+		t.Errorf("wipe in an inspection boot = %+v", r)
+	}
+	f.give(api.Order{ID: "off-1", Kind: api.OrderOff, Fence: 3})
+	f.until("result of off", 20*time.Second, func() bool { return len(f.results) > 1 })
+	if got := sum(t, disk); got != before {
+		t.Error("the disk changed")
+	}
+	t.Log(con)
+}
+
+func sum(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := sha256.Sum256(b)
+	return hex.EncodeToString(d[:])
+}
+
+// hiveDisk makes a disk with a partition table and an ext4 that holds what
+// HiveOS keeps there.
+func hiveDisk(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	tree := filepath.Join(dir, "tree", "hive-config")
+	if err := os.MkdirAll(tree, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"rig.conf":       "HIVE_HOST_URL=\"http://api.hiveos.farm\"\nRIG_ID=123456\nRIG_PASSWD=\"hunter2\"\nWORKER_NAME=\"rig-north-17\"\nFARM_HASH=deadbeefdeadbeefdeadbeef\n",
+		"nvidia-oc.conf": "CLOCK=\"-200 -200\"\nMEM=\"2400 2400\"\nPLIMIT=\"220\"\n",
+	} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := filepath.Join(dir, "disk.img")
+	script := fmt.Sprintf(`set -e; truncate -s 64M %[1]s; echo '2048,,L' | sfdisk -q %[1]s; truncate -s 63M %[2]s/fs; mke2fs -q -t ext4 -d %[2]s/tree %[2]s/fs; dd if=%[2]s/fs of=%[1]s bs=1M seek=1 conv=notrunc status=none`, disk, dir)
+	if out, err := exec.CommandContext(context.Background(), "sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return disk
+}
