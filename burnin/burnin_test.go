@@ -128,7 +128,9 @@ func TestJudge(t *testing.T) {
 		{"pass that contradicts its limit", func(r *Report) { r.set(GPUCompute, func(res *Result) { res.Findings[1].Value = 90 }) }, REPAIR, "which it calls a pass", []string{"Check GPU RTX 3090 in slot 1: GPU 0000:01:00.0 temperature 90 C, limit <= 83"}},
 		{"zero work", func(r *Report) { r.set(GPUCompute, func(res *Result) { res.Work = 0 }) }, REPAIR, "did no work", []string{"Check GPUs: within limits; it did no work"}},
 		{"NaN work", func(r *Report) { r.set(CPU, func(res *Result) { res.Work = math.NaN() }) }, REPAIR, "NaN", []string{"Check processor: within limits; the work it did is NaN"}},
-		{"infinite finding", func(r *Report) { r.set(CPU, func(res *Result) { res.Findings[0].Value = math.Inf(1); res.Findings[0].Limit = "" }) }, REPAIR, "+Inf", []string{"Check cpu: cpu errors +Inf"}},
+		{"infinite finding", func(r *Report) {
+			r.set(CPU, func(res *Result) { res.Findings[0].Value = math.Inf(1); res.Findings[0].Limit = "" })
+		}, REPAIR, "+Inf", []string{"Check cpu: cpu errors +Inf"}},
 		{"NaN sample", func(r *Report) { r.Series[0].V[5] = math.NaN() }, REPAIR, "temperature read NaN", []string{"Check GPUs: within limits; GPU 0000:01:00.0 temperature read NaN"}},
 		{"finding not measured", func(r *Report) { r.set(CPU, func(res *Result) { res.Findings[0].Status = 0 }) }, INCONCLUSIVE, "could not be measured", nil},
 		{"everything skipped inside a pass", func(r *Report) { r.set(CPU, func(res *Result) { res.Findings[0].Status = Skip }) }, INCONCLUSIVE, "everything in it was skipped", nil},

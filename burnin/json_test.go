@@ -160,7 +160,9 @@ func demoReport() Report {
 		res.Status, res.Reason = Fail, "1 of 2 GPUs failed"
 		res.Findings[2] = Finding{Item: "GPU 0000:02:00.0", Where: "2", Name: "on the bus", Value: 0, Limit: "= 1", Status: Fail, Cause: CauseGPULost}
 	})
-	r.set(Thermal, func(res *Result) { *res = Result{ID: Thermal, Status: Skip, Reason: "this machine has no temperature sensor"} })
+	r.set(Thermal, func(res *Result) {
+		*res = Result{ID: Thermal, Status: Skip, Reason: "this machine has no temperature sensor"}
+	})
 	r.drop(Network)
 	r.Verdict = Judge(r)
 	return r

@@ -77,7 +77,9 @@ func preposition(place string) string {
 	return "at"
 }
 
-func (r Repair) same(o Repair) bool { return r.Verb == o.Verb && r.What == o.What && r.Where == o.Where }
+func (r Repair) same(o Repair) bool {
+	return r.Verb == o.Verb && r.What == o.What && r.Where == o.Where
+}
 
 // repairOf turns a failed finding into work for a human. Where is a place
 // inside the machine; whoever shows it puts the machine's position before it.
