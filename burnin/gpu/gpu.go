@@ -369,8 +369,12 @@ func (r *run) relay(rd io.Reader, j job, of int) outcome {
 			_ = r.emit(burnin.Line{Progress: &burnin.Progress{Done: sum / float64(of), Doing: l.Progress.Doing}})
 		}
 	}
-	if err := sc.Err(); err != nil && o.res == nil {
-		o.why = "reading from the worker: " + err.Error()
+	if err := sc.Err(); err != nil {
+		if o.res == nil {
+			o.why = "reading from the worker: " + err.Error()
+		}
+		// A worker that still writes must not block on a full pipe.
+		_, _ = io.Copy(io.Discard, rd)
 	}
 	return o
 }
