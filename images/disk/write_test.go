@@ -24,8 +24,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const mib = 1 << 20
-
 // site is an image and a server of it.
 type site struct {
 	raw   []byte
