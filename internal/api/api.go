@@ -158,6 +158,7 @@ const (
 	PathImages  = "/api/v1/images"  // GET ImageList
 	PathSite    = "/api/v1/site"    // GET SiteView
 	PathStop    = "/api/v1/stop"    // POST Action: sets or clears the global stop
+	PathTokens  = "/api/v1/tokens"  // GET TokenList; POST TokenRequest -> TokenGrant; POST /{name}/revoke
 	PathReports = "/api/v1/reports" // GET /{node} ReportList; GET /{node}/{id}.json, .html
 	PathOpenAPI = "/api/openapi.json"
 )
@@ -225,6 +226,33 @@ type Level struct {
 	Granted float64                      `json:"granted"`
 	Limit   float64                      `json:"limit"`
 	Holders map[inventory.NodeID]float64 `json:"holders,omitempty"`
+}
+
+// TokenRequest asks for a token for somebody.
+type TokenRequest struct {
+	Name string `json:"name"`
+	Role string `json:"role"` // viewer, technician, operator
+}
+
+// TokenGrant is a new token. It is shown this once: only its hash is stored.
+type TokenGrant struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"` // TokenGrant
+	TokenRequest
+	Token string `json:"token"`
+}
+
+// TokenList says who has tokens, never which.
+type TokenList struct {
+	APIVersion string      `json:"apiVersion"`
+	Kind       string      `json:"kind"` // TokenList
+	Items      []TokenInfo `json:"items"`
+}
+
+// TokenInfo is one token without its value. The role of a revoked one is "revoked".
+type TokenInfo struct {
+	TokenRequest
+	Created time.Time `json:"created"`
 }
 
 // ImageList is all images of the store.

@@ -246,6 +246,26 @@ func (c *Client) act(ctx context.Context, path string, params map[string]string)
 	}
 }
 
+// Tokens lists who has a token.
+func (c *Client) Tokens(ctx context.Context) (TokenList, error) {
+	var v TokenList
+	_, err := c.do(ctx, "GET", PathTokens, nil, &v)
+	return v, err
+}
+
+// AddToken makes a token for somebody.
+func (c *Client) AddToken(ctx context.Context, name, role string) (TokenGrant, error) {
+	var v TokenGrant
+	_, err := c.do(ctx, "POST", PathTokens, TokenRequest{name, role}, &v)
+	return v, err
+}
+
+// RevokeToken makes the tokens of a name worthless.
+func (c *Client) RevokeToken(ctx context.Context, name string) error {
+	_, err := c.do(ctx, "POST", PathTokens+"/"+url.PathEscape(name)+"/revoke", Action{}, nil)
+	return err
+}
+
 // Images returns the image store.
 func (c *Client) Images(ctx context.Context) (ImageList, error) {
 	var v ImageList

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"smelt/internal/convert"
+	"smelt/internal/server"
+	"smelt/internal/store"
+	"smelt/inventory"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"smelt": main})
+}
+
+// The scripts run the real command against a real server and store; only the
+// conductor is a stand-in that says yes, or no to what is held.
+func TestScripts(t *testing.T) {
+	example, err := os.ReadFile("../../site.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// exits CODE COMMAND...: the code is the contract.
+			"exits": func(ts *testscript.TestScript, neg bool, args []string) {
+				err := ts.Exec(args[1], args[2:]...)
+				var exit *exec.ExitError
+				if got := "0"; errors.As(err, &exit) || err == nil {
+					if exit != nil {
+						got = strconv.Itoa(exit.ExitCode())
+					}
+					if neg || got != args[0] {
+						ts.Fatalf("exit code %s, want %s", got, args[0])
+					}
+					return
+				}
+				ts.Fatalf("%v", err)
+			},
+		},
+		Setup: func(e *testscript.Env) error {
+			if err := os.WriteFile(filepath.Join(e.WorkDir, "site.yaml"), example, 0o644); err != nil {
+				return err
+			}
+			return testSite(e)
+		},
+	})
+}
+
+type conductor struct {
+	server.Conductor // what no script reaches
+	stopped          bool
+}
+
+func (c *conductor) Live(inventory.NodeID) convert.Live { return convert.Live{} }
+func (c *conductor) Stopped() bool                      { return c.stopped }
+func (c *conductor) Levels() []convert.Level {
+	return []convert.Level{{Circuit: inventory.Circuit{Name: "feed-a", Kind: "feed"}, Granted: 1800, Limit: 5888}}
+}
+func (c *conductor) Stop(_ context.Context, on bool, _, _ string) error { c.stopped = on; return nil }
+func (c *conductor) Submit(_ context.Context, i store.Intent) (store.IntentResult, error) {
+	switch {
+	case i.Verb == "reinspect":
+		return store.IntentResult{}, store.ErrNotFound // it never ends
+	case i.Verb == "release" && i.Node == "srv-01":
+		return store.IntentResult{ID: i.ID, Error: "held by cluster: maintenance"}, nil
+	}
+	return store.IntentResult{ID: i.ID, OK: true}, nil
+}
+
+func testSite(e *testscript.Env) error {
+	ctx := context.Background()
+	st, err := store.Open(ctx, "sqlite:"+filepath.Join(e.WorkDir, "server.db"))
+	if err != nil {
+		return err
+	}
+	s, err := server.New(server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a"})
+	if err != nil {
+		return err
+	}
+	if _, err := server.FirstToken(ctx, st, filepath.Join(e.WorkDir, "operator.token")); err != nil {
+		return err
+	}
+	viewer, err := server.AddToken(ctx, st, "vera", server.Viewer)
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"viewer.token": viewer, "wrong.token": "smelt_wrong"} {
+		if err := os.WriteFile(filepath.Join(e.WorkDir, name), []byte(text+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := fillStore(ctx, st); err != nil {
+		return err
+	}
+	ts := httptest.NewServer(s.UI())
+	e.Defer(func() {
+		s.Close()
+		ts.Close()
+		st.Close()
+	})
+	e.Setenv("SMELT_SERVER", ts.URL)
+	e.Setenv("SMELT_TOKEN_FILE", filepath.Join(e.WorkDir, "operator.token"))
+	return nil
+}
+
+// fillStore has one node in the queue, one that is expected, one that needs work.
+func fillStore(ctx context.Context, st *store.Store) error {
+	at := time.Now().Add(-2 * time.Hour)
+	hw := &inventory.Hardware{
+		Board: inventory.Board{Vendor: "ASRock", Serial: "B1"},
+		GPUs:  []inventory.GPU{{PCI: inventory.PCI{Address: "0000:01:00.0", Link: inventory.PCILink{MaxWidth: 16}, Port: &inventory.Port{Link: inventory.PCILink{MaxWidth: 1}}}, Model: "RTX 3090"}},
+		Disks: []inventory.Disk{{Name: "sda", Model: "KINGSTON", DiskID: inventory.DiskID{Serial: "D1", Size: 240e9}, Signatures: []string{"ext4"}}},
+	}
+	verdict := &inventory.Verdict{Target: "slurm-batch", Answer: "upgrade", Reasons: []inventory.Reason{
+		{Item: "pcie-link", Want: "x8", Got: "x1", Where: "slot 2", Fix: "move the card to a slot with 8 lanes", Part: "riser x16"}}}
+	for id, events := range map[inventory.NodeID][]inventory.Event{
+		"srv-01": {
+			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "srv-01", Position: "A1-U10", Class: "gpu-server-2x3090"}},
+			{Kind: inventory.KindInspected, Hardware: hw},
+			{Kind: inventory.KindTriaged, Verdict: verdict},
+			{Kind: inventory.KindMoved, To: inventory.Inspected, Reason: "the agent reported"},
+		},
+		"srv-02": {{Kind: inventory.KindCreated, To: inventory.Expected, Spec: &inventory.Spec{Name: "srv-02", Position: "A1-U14"}}},
+		"rig-01": {
+			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "rig-01", Position: "A3-S2"}},
+			{Kind: inventory.KindMoved, To: inventory.NeedsWork, Reason: "a card is missing", Failure: &inventory.Failure{Step: inventory.Discovered, Cause: "gpu-lost"}},
+		},
+	} {
+		var n inventory.Node
+		var err error
+		for i := range events {
+			e := &events[i]
+			e.Node, e.Version, e.At, e.Actor = id, uint64(i+1), at, "agent"
+			if n, err = n.Apply(*e); err != nil {
+				return err
+			}
+		}
+		c := store.Change{Node: n, Events: events}
+		if id == "rig-01" {
+			c.Tasks = []inventory.Task{{ID: "t1", Node: id, Verb: "reseat", What: "GPU 3", Where: "A3-S2, slot 3", Why: "it is not on the bus", Proof: "reinspect", Opened: at}}
+		}
+		if _, err := st.Commit(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}

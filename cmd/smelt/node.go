@@ -1,0 +1,406 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"smelt/internal/api"
+	"smelt/inventory"
+)
+
+func newNode(o *options) *cobra.Command {
+	return group("node", "Look at nodes and act on them",
+		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodePower(o), newNodeEvents(o),
+		nodeVerb(o, "reject", "Reject a node: it is offered nothing but its own disk", "rejected", true, false),
+		nodeVerb(o, "hold", "Hold a node: nothing touches it until it is released", "held", true, false),
+		nodeVerb(o, "release", "Lift a hold", "released", false, false),
+		nodeVerb(o, "reinspect", "Inspect a node again", "will be inspected again", false, false),
+		nodeVerb(o, "retire", "Retire a node for good", "retired", false, true),
+	)
+}
+
+func newNodeList(o *options) *cobra.Command {
+	var state string
+	var stuck bool
+	c := &cobra.Command{
+		Use: "list", Short: "List nodes: state, since when, what they wait for and on whom",
+		Example: "  smelt node list\n  smelt node list --state needs-work -o wide\n  smelt node list --stuck -o name",
+		Args:    exactly(),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return o.call(c, func(ctx context.Context, cl *api.Client) error {
+				list, err := cl.Nodes(ctx)
+				if err != nil {
+					return err
+				}
+				if state != "" {
+					st, err := inventory.ParseState(state)
+					if err != nil {
+						return usageError{err.Error(), "states are " + states()}
+					}
+					list.Items = slices.DeleteFunc(list.Items, func(v api.NodeView) bool { return v.Node.State != st })
+				}
+				if stuck {
+					list.Items = slices.DeleteFunc(list.Items, func(v api.NodeView) bool { return !v.Stuck })
+				}
+				return o.show(c, nodeListing(list))
+			})
+		},
+	}
+	c.Flags().StringVar(&state, "state", "", "only nodes in this state")
+	c.Flags().BoolVar(&stuck, "stuck", false, "only nodes past the deadline of their state")
+	return c
+}
+
+func states() string {
+	var out []string
+	for _, s := range inventory.States() {
+		out = append(out, s.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+func nodeListing(list api.NodeList) listing {
+	l := listing{doc: list, cols: []string{"node", "position", "state", "since", "who", "waits for", "progress", "class", "power", "verdict", "mac", "image"}, wide: 5}
+	for _, v := range list.Items {
+		n := v.Node
+		state := n.State.String()
+		if v.Stuck {
+			state += " STUCK"
+		}
+		if n.Hold != nil {
+			state += " HELD"
+		}
+		if v.Simulated {
+			state += " SIMULATED"
+		}
+		verdict, mac := "-", "-"
+		if n.Verdict != nil {
+			verdict = n.Verdict.Answer
+		}
+		if len(n.MACs) > 0 {
+			mac = n.MACs[0].String()
+		}
+		l.rows = append(l.rows, []string{
+			string(n.ID), dash(string(n.Spec.Position)), state, span(time.Since(n.Since)), v.WaitsOn, v.WaitsFor, dash(doing(v.Progress)),
+			dash(n.Spec.Class), dash(n.Power.On), verdict, mac, dash(short(n.Image)),
+		})
+	}
+	return l
+}
+
+func doing(p *api.Progress) string {
+	if p == nil {
+		return ""
+	}
+	return strings.TrimSpace(fmt.Sprintf("%.0f%% %s", p.Done*100, p.Doing))
+}
+
+func short(digest string) string {
+	if len(digest) > 12 {
+		return digest[:12]
+	}
+	return digest
+}
+
+func newNodeShow(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "show NODE", Short: "Show one node with its history", Args: exactly("NODE"), ValidArgsFunction: o.nodeNames,
+		RunE: func(c *cobra.Command, args []string) error {
+			return o.call(c, func(ctx context.Context, cl *api.Client) error {
+				v, err := cl.Node(ctx, inventory.NodeID(args[0]))
+				if err != nil {
+					return err
+				}
+				if o.output == "table" || o.output == "wide" {
+					return describe(c.OutOrStdout(), v, o.output == "wide")
+				}
+				l := nodeListing(api.NodeList{Items: []api.NodeView{v}})
+				l.doc = v
+				return o.show(c, l)
+			})
+		},
+	}
+}
+
+// describe tells one node as text.
+func describe(out io.Writer, v api.NodeView, all bool) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(key, format string, args ...any) {
+		fmt.Fprintf(w, "%s\t%s\n", key, strings.Map(printable, fmt.Sprintf(format, args...)))
+	}
+	n := v.Node
+	line("node", "%s", n.ID)
+	line("position", "%s", dash(string(n.Spec.Position)))
+	line("state", "%s for %s", n.State, span(time.Since(n.Since)))
+	line("waits for", "%s (%s)", v.WaitsFor, v.WaitsOn)
+	if !n.Deadline.IsZero() {
+		note := ""
+		if v.Stuck {
+			note = ", passed"
+		}
+		line("deadline", "%s%s", n.Deadline.Local().Format("2006-01-02 15:04"), note)
+	}
+	if v.Try != "" {
+		line("try next", "%s", v.Try)
+	}
+	if p := doing(v.Progress); p != "" {
+		line("progress", "%s", p)
+	}
+	if n.Hold != nil {
+		line("held", "by %s: %s", n.Hold.Owner, n.Hold.Reason)
+	}
+	if n.Failure != nil {
+		line("failed", "%s: %s %s", n.Failure.Step, n.Failure.Cause, n.Failure.Detail)
+	}
+	if v.Simulated {
+		line("simulated", "some of its cards are not there: results prove nothing outside a lab")
+	}
+	if h := n.Hardware; h != nil {
+		line("board", "%s %s %s", h.Board.Vendor, h.Board.Product, h.Board.Serial)
+		for _, g := range h.GPUs {
+			model := g.Model
+			if model == "" {
+				model = g.Vendor + ":" + g.Device
+			}
+			width := "unknown"
+			if g.LinkWidth() > 0 {
+				width = fmt.Sprintf("x%d", g.LinkWidth())
+			}
+			line("card", "%s %s at %s, link %s", dash(g.Slot), model, g.Address, width)
+		}
+		for _, d := range h.Disks {
+			line("disk", "%s %d GB %s, %s, found on it: %s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")))
+		}
+	}
+	if n.Verdict != nil {
+		line("verdict", "%s for %s", n.Verdict.Answer, n.Verdict.Target)
+		for _, r := range n.Verdict.Reasons {
+			if !r.OK || all {
+				line("", "%s: %s, wants %s. %s", r.Item, r.Got, r.Want, r.Fix)
+			}
+		}
+	}
+	for _, t := range v.Tasks {
+		if t.Open() {
+			line("task", "%s: %s (%s)", t.ID, t, t.Why)
+		}
+	}
+	for _, r := range v.Reports {
+		line("report", "%s %s %s", r.ID, r.Answer, r.At.Local().Format("2006-01-02 15:04"))
+	}
+	events := v.Events
+	if !all && len(events) > 10 {
+		events = events[len(events)-10:]
+	}
+	for _, e := range events {
+		line("event", "%s", eventLine(e))
+	}
+	return w.Flush()
+}
+
+func eventLine(e inventory.Event) string {
+	what := string(e.Kind)
+	if e.To != 0 {
+		what = e.To.String()
+	}
+	return fmt.Sprintf("%s %s by %s %s", e.At.Local().Format("2006-01-02 15:04:05"), what, e.Actor, e.Reason)
+}
+
+// ask sends an action on a node, or only says what it would send.
+func (o *options) ask(c *cobra.Command, dry bool, node, verb string, params map[string]string, done string) error {
+	for k, v := range params {
+		if v == "" {
+			delete(params, k)
+		}
+	}
+	return o.call(c, func(ctx context.Context, cl *api.Client) error {
+		if dry {
+			v, err := cl.Node(ctx, inventory.NodeID(node))
+			return say(c, err, "Would %s %s, which is %s (dry run: nothing was done)", verb, node, v.Node.State)
+		}
+		_, err := cl.Do(ctx, inventory.NodeID(node), verb, params)
+		return say(c, err, "%s %s.", node, done)
+	})
+}
+
+func newNodeApprove(o *options) *cobra.Command {
+	var image, profile, confirm string
+	var allow []string
+	var dry bool
+	c := &cobra.Command{
+		Use: "approve NODE", Short: "Approve the conversion of a node: its disks will be wiped",
+		Example: "  smelt node approve rig-01                     # shows the disks and asks for the name\n  smelt node approve rig-01 --confirm=rig-01    # in a script",
+		Args:    exactly("NODE"), ValidArgsFunction: o.nodeNames,
+		RunE: func(c *cobra.Command, args []string) error {
+			return o.call(c, func(ctx context.Context, cl *api.Client) error {
+				v, err := cl.Node(ctx, inventory.NodeID(args[0]))
+				if err != nil {
+					return err
+				}
+				w := c.ErrOrStderr()
+				fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", args[0], dash(string(v.Node.Spec.Position)), v.Node.State)
+				hardware := ""
+				if h := v.Node.Hardware; h != nil {
+					hardware = h.Digest()
+					for _, d := range h.Disks {
+						what := "will be wiped"
+						if d.Removable {
+							what = "removable: left alone"
+						}
+						fmt.Fprintln(w, strings.Map(printable, fmt.Sprintf("  %s %d GB %s, %s, found on it: %s: %s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")), what)))
+					}
+				}
+				if dry {
+					return say(c, nil, "Would approve %s (dry run: nothing was done)", args[0])
+				}
+				if err := confirmed(c, confirm, args[0], "Approving "+args[0]+" wipes these disks."); err != nil {
+					return err
+				}
+				// What the server checks is the hardware that was shown here.
+				params := map[string]string{"image": image, "profile": profile, "allow": strings.Join(allow, ","), "hardware": hardware, "confirm": args[0]}
+				for k, v := range params {
+					if v == "" {
+						delete(params, k)
+					}
+				}
+				_, err = cl.Do(ctx, inventory.NodeID(args[0]), "approve", params)
+				return say(c, err, "%s approved. Watch it with: smelt node events %s --follow", args[0], args[0])
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&image, "image", "", "another image than its class has")
+	f.StringVar(&profile, "profile", "", "another burn-in profile than its class has")
+	f.StringSliceVar(&allow, "allow", nil, "foreign data that may be wiped too, for example zfs_member")
+	f.StringVar(&confirm, "confirm", "", "the node's name, instead of typing it")
+	f.BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
+	return c
+}
+
+func newNodePower(o *options) *cobra.Command {
+	var confirm string
+	var dry bool
+	verbs := []string{"on", "off", "soft-off", "cycle"}
+	c := &cobra.Command{
+		Use: "power NODE on|off|soft-off|cycle", Short: "Switch a node, and confirm that it switched", Args: exactly("NODE", "VERB"),
+		ValidArgsFunction: func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return verbs, cobra.ShellCompDirectiveNoFileComp
+			}
+			return o.nodeNames(c, args, s)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			node, verb := args[0], args[1]
+			if !slices.Contains(verbs, verb) {
+				return usageError{fmt.Sprintf("power has no verb %q", verb), "use one of " + strings.Join(verbs, ", ")}
+			}
+			params := map[string]string{"verb": verb}
+			if verb != "on" && !dry {
+				if err := confirmed(c, confirm, node, "Power "+verb+" stops what runs on "+node+"."); err != nil {
+					return err
+				}
+				params["confirm"] = node
+			}
+			return o.ask(c, dry, node, "power", params, "power "+verb+": confirmed")
+		},
+	}
+	c.Flags().StringVar(&confirm, "confirm", "", "the node's name, instead of typing it")
+	c.Flags().BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
+	return c
+}
+
+// nodeVerb is an action on a node that needs at most a reason or the node's name.
+func nodeVerb(o *options, verb, summary, done string, needReason, needName bool) *cobra.Command {
+	var reason, confirm string
+	var dry bool
+	c := &cobra.Command{
+		Use: verb + " NODE", Short: summary, Args: exactly("NODE"), ValidArgsFunction: o.nodeNames,
+		RunE: func(c *cobra.Command, args []string) error {
+			params := map[string]string{"reason": reason}
+			if needReason && reason == "" {
+				return usageError{verb + " needs a reason: who comes next must know why", fmt.Sprintf("smelt node %s %s --reason '...'", verb, args[0])}
+			}
+			if needName && !dry {
+				if err := confirmed(c, confirm, args[0], summary+": "+args[0]+"."); err != nil {
+					return err
+				}
+				params["confirm"] = args[0]
+			}
+			return o.ask(c, dry, args[0], verb, params, done)
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why")
+	c.Flags().BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
+	if needName {
+		c.Flags().StringVar(&confirm, "confirm", "", "the node's name, instead of typing it")
+	}
+	return c
+}
+
+func newNodeEvents(o *options) *cobra.Command {
+	var follow bool
+	c := &cobra.Command{
+		Use: "events [NODE]", Short: "Print the events of a node, or watch those of the site",
+		Example: "  smelt node events rig-01\n  smelt node events --follow\n  smelt node events rig-01 --follow -o json",
+		Args:    atMost(1), ValidArgsFunction: o.nodeNames,
+		RunE: func(c *cobra.Command, args []string) error {
+			var node inventory.NodeID
+			if len(args) > 0 {
+				node = inventory.NodeID(args[0])
+			} else if !follow {
+				return usageError{"name a node, or watch all of them", "smelt node events --follow"}
+			}
+			print := func(e inventory.Event) error {
+				if o.output == "json" { // one document a line: a stream has no end
+					return json.NewEncoder(c.OutOrStdout()).Encode(e)
+				}
+				_, err := fmt.Fprintln(c.OutOrStdout(), string(e.Node), strings.Map(printable, eventLine(e)))
+				return err
+			}
+			var seq uint64
+			err := o.call(c, func(ctx context.Context, cl *api.Client) error {
+				if node == "" {
+					site, err := cl.Site(ctx)
+					seq = site.Seq
+					return err
+				}
+				v, err := cl.Node(ctx, node)
+				for _, e := range v.Events {
+					if err := print(e); err != nil {
+						return err
+					}
+					seq = e.Seq
+				}
+				return err
+			})
+			if err != nil || !follow {
+				return err
+			}
+			cl, err := o.client()
+			if err != nil {
+				return err
+			}
+			err = cl.Events(c.Context(), seq, func(n api.Notice) error {
+				if n.Event == nil || node != "" && n.Event.Node != node {
+					return nil
+				}
+				return print(*n.Event)
+			})
+			if errors.Is(err, context.Canceled) {
+				return err // an interrupt is how watching ends
+			}
+			return err
+		},
+	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new events")
+	return c
+}
