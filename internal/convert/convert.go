@@ -9,8 +9,9 @@
 package convert
 
 import (
-	"context"
 	"crypto/ed25519"
+	"errors"
+	"log/slog"
 	"time"
 
 	"smelt/burnin"
@@ -19,7 +20,6 @@ import (
 	"smelt/internal/store"
 	"smelt/inventory"
 	"smelt/power"
-	"smelt/pxe"
 )
 
 // Site is what the conductor must know of the site, typed and validated.
@@ -32,7 +32,7 @@ type Site struct {
 	Circuits   []inventory.Circuit
 	StandsFor  map[inventory.NodeID][]StandIn // lab only
 	Cluster    string                         // name of the cluster nodes join; "" joins none
-	MaxActive  int                            // blast radius: conversions at once
+	MaxActive  int                            // blast radius: conversions at once; 25 if 0
 	AutoOK     []string                       // classes approved by rule
 	Server     string                         // https URL of the agent listener
 	ImageURL   string                         // http URL of the image store
@@ -76,6 +76,7 @@ type Config struct {
 	Owner   string // this process, for the lease
 	Boot    BootFiles
 	Now     func() time.Time // nil: time.Now
+	Log     *slog.Logger     // nil: nothing is logged
 }
 
 // BootFiles names the RAM system in the boot server's file map.
@@ -85,30 +86,8 @@ type BootFiles struct {
 	Args   []string // always on its command line: console=...
 }
 
-var _ pxe.Booter = (*Conductor)(nil)
-
-// Conductor is a Task: Run, Ready, String.
-type Conductor struct{ contract }
-
-type contract struct{}
-
-const unbuilt = "convert: being built"
-
-// New checks c and returns a conductor that does nothing until Run.
-func New(c Config) (*Conductor, error) { panic(unbuilt) }
-
-// Run takes the lease and conducts until ctx ends. It returns
-// store.ErrFenced when another conductor took over.
-func (c *Conductor) Run(ctx context.Context) error { panic(unbuilt) }
-
-// Ready is closed once the lease is held and every stored node was looked at.
-func (c *Conductor) Ready() <-chan struct{} { panic(unbuilt) }
-
-func (c *Conductor) String() string { return "conductor" }
-
-// Boot implements pxe.Booter: an unknown or unapproved machine gets the
-// inspection boot at most, one in service its own disk.
-func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) { panic(unbuilt) }
+// ErrRefused: the agent or the person must not do this. The text says why.
+var ErrRefused = errors.New("refused")
 
 // Enrolment is what an agent shows at its first word.
 type Enrolment struct {
@@ -124,15 +103,14 @@ type Session struct {
 	store.Agent
 }
 
-// Enrol checks nonce and identity quorum and opens a session. A nonce used
-// twice and an identity that contradicts the node raise an alarm on the node.
-func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) { panic(unbuilt) }
-
-// Renew replaces the session of an agent.
-func (c *Conductor) Renew(ctx context.Context, a store.Agent) (Session, error) { panic(unbuilt) }
-
 // Order is what an agent should do now: see api.Order, into which the server
 // translates it.
+//
+// The ID stands for one entry into a state: it stays the same however often it
+// is asked for and through every restart of server and agent. The permit of an
+// order does not: once it was used or is over, the next answer carries a new
+// one. An agent whose permit was refused (its answer was lost, or it waited too
+// long) therefore asks for the order again instead of reporting a failure.
 type Order struct {
 	ID      string
 	Kind    string // wait inspect wipe image reboot off burnin join
@@ -154,29 +132,14 @@ type Handoff struct {
 	Fence   uint64
 }
 
-// Order returns the current order for an agent. It is computed from the stored
-// state, so that asking twice gives the same order.
-func (c *Conductor) Order(ctx context.Context, a store.Agent) (Order, error) { panic(unbuilt) }
-
-// Changed is closed when the orders of the node may have changed.
-func (c *Conductor) Changed(node inventory.NodeID) <-chan struct{} { panic(unbuilt) }
-
-// Inspected stores what an agent found; the conductor acts on it.
-func (c *Conductor) Inspected(ctx context.Context, a store.Agent, i Inspection) error {
-	panic(unbuilt)
-}
-
 // Inspection is what an agent found.
 type Inspection struct {
-	Order    string
-	Hardware inventory.Hardware
-	Salvage  *inventory.Salvage
-	Image    string
-	Addr     string
+	Order    string             `json:"order,omitempty"`
+	Hardware inventory.Hardware `json:"hardware"`
+	Salvage  *inventory.Salvage `json:"salvage,omitempty"`
+	Image    string             `json:"image,omitempty"`
+	Addr     string             `json:"addr,omitempty"`
 }
-
-// Finished stores the result of an order; repeating it changes nothing.
-func (c *Conductor) Finished(ctx context.Context, a store.Agent, r Result) error { panic(unbuilt) }
 
 // Result ends an order.
 type Result struct {
@@ -189,11 +152,6 @@ type Result struct {
 	Report   *burnin.Report    `json:"report,omitempty"`
 }
 
-// UsePermit is asked by the agent right before the first destructive byte. It
-// fails when the permit was used, the fence moved, the node is held or the
-// global stop is set.
-func (c *Conductor) UsePermit(ctx context.Context, a store.Agent, id string) error { panic(unbuilt) }
-
 // Live is what is known of a node only while this process runs.
 type Live struct {
 	Order    string
@@ -201,28 +159,6 @@ type Live struct {
 	Doing    string
 	Rate     float64
 	LastSeen time.Time
+	Mode     string // of the agent: inspect, convert, installed
 	Addr     string
 }
-
-// Progress notes how far an order is. It is kept in memory only.
-func (c *Conductor) Progress(a store.Agent, order string, done float64, doing string, rate float64) {
-	panic(unbuilt)
-}
-
-// Live returns what is known of a node now.
-func (c *Conductor) Live(node inventory.NodeID) Live { panic(unbuilt) }
-
-// Submit stores an intent, wakes the conductor and waits for its result until
-// ctx ends. store.ErrNotFound: still pending.
-func (c *Conductor) Submit(ctx context.Context, i store.Intent) (store.IntentResult, error) {
-	panic(unbuilt)
-}
-
-// Stop sets or clears the global stop: no permit is issued or used while set.
-func (c *Conductor) Stop(ctx context.Context, on bool, actor, reason string) error { panic(unbuilt) }
-
-// Stopped tells whether the global stop is set.
-func (c *Conductor) Stopped() bool { panic(unbuilt) }
-
-// Levels is the power tree with what is granted.
-func (c *Conductor) Levels() []power.Level { panic(unbuilt) }

@@ -1,0 +1,232 @@
+package convert
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"smelt/internal/store"
+	"smelt/inventory"
+	"smelt/pxe"
+)
+
+const (
+	modeInspect   = "inspect"
+	modeConvert   = "convert"
+	modeInstalled = "installed"
+)
+
+const (
+	nonceLife  = 15 * time.Minute // from script to first word: the RAM system over a slow link
+	maxUnknown = 4096             // machines nobody expected: beyond it somebody plays
+)
+
+// Kinds of observation.
+const (
+	sawBoot       = "boot"
+	sawInspection = "inspection"
+	sawResult     = "result"
+)
+
+// boot is the data of a boot observation.
+type boot struct {
+	MAC   inventory.MAC `json:"mac"`
+	Stage string        `json:"stage"`
+	Addr  string        `json:"addr,omitempty"`
+}
+
+// Boot implements pxe.Booter: an unknown or unapproved machine gets the
+// inspection boot at most, one in service its own disk.
+func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
+	if err := c.serving(); err != nil {
+		return pxe.Boot{}, err
+	}
+	mac := inventory.MAC(m.MAC)
+	n, err := c.Store.NodeByMAC(ctx, mac)
+	if errors.Is(err, store.ErrAmbiguous) {
+		why := err.Error()
+		if n, err = c.resolve(ctx, mac); err == nil && n.Version == 0 {
+			// Neither of them is booted on the word of this address.
+			return pxe.Boot{Action: pxe.Hold, Why: why}, nil
+		}
+	}
+	if errors.Is(err, store.ErrNotFound) {
+		n, err = c.meet(ctx, mac)
+	}
+	if err != nil {
+		return pxe.Boot{}, err
+	}
+	if n.Version == 0 {
+		return pxe.Boot{Action: pxe.Ignore, Why: fmt.Sprintf("more than %d machines that nobody expected", maxUnknown)}, nil
+	}
+	if err := c.observeBoot(ctx, n, mac, m); err != nil {
+		return pxe.Boot{}, err
+	}
+	mode, why, err := c.bootMode(ctx, n)
+	if err != nil {
+		return pxe.Boot{}, err
+	}
+	if mode == "" {
+		return pxe.Boot{Action: pxe.Local, Why: why}, nil
+	}
+	b := pxe.Boot{Action: pxe.Kernel, Kernel: c.Config.Boot.Kernel, Initrd: c.Config.Boot.Initrd, Why: why}
+	if m.Stage != pxe.AskScript {
+		return b, nil
+	}
+	nonce := make([]byte, 20)
+	_, _ = rand.Read(nonce) // never fails
+	secret := hex.EncodeToString(nonce)
+	err = c.Store.AddNonce(ctx, store.Nonce{
+		Nonce: secret, Node: n.ID, MAC: mac, Mode: mode, Fence: n.Fence, Expires: c.Now().Add(nonceLife),
+	})
+	if err != nil {
+		return pxe.Boot{}, err
+	}
+	b.Args = append(append([]string(nil), c.Config.Boot.Args...),
+		"smelt.server="+c.Site.Server, "smelt.nonce="+secret, "smelt.mode="+mode,
+		// The form of pxelinux: hardware type 1, then the address.
+		"BOOTIF=01-"+strings.ReplaceAll(mac.String(), ":", "-"))
+	return b, nil
+}
+
+// bootMode says what a machine may boot now: inspect, convert, or "" for its
+// own disk, and why.
+func (c *Conductor) bootMode(ctx context.Context, n inventory.Node) (mode, why string, err error) {
+	name := "node " + string(n.ID)
+	switch n.State {
+	case inventory.Expected, inventory.Discovered, inventory.Inspected:
+		return modeInspect, name + " is " + n.State.String() + ": inspection", nil
+	case inventory.NeedsWork:
+		// What is on its disk is proven or repaired from there.
+		if f := n.Failure; f != nil && f.Step >= inventory.Starting && f.Step <= inventory.Leaving {
+			return "", name + " needs work: " + f.Cause, nil
+		}
+		return modeInspect, name + " needs work: inspection", nil
+	case inventory.Approved, inventory.Wiping, inventory.Imaging:
+		if err := n.Convertible(); err != nil {
+			return modeInspect, name + " is not converted now: " + err.Error(), nil
+		}
+		if c.Stopped() {
+			return modeInspect, name + " is not converted now: the global stop is set", nil
+		}
+		if n.State == inventory.Approved {
+			events, err := c.Store.NodeEvents(ctx, n.ID)
+			if err != nil {
+				return "", "", err
+			}
+			if sinceMove(events).mark(markRestart) == nil {
+				return modeInspect, name + " is approved and waits for its turn: inspection", nil
+			}
+		}
+		return modeConvert, name + " is " + n.State.String() + ": installer", nil
+	}
+	// Starting and everything after it, and what nobody wants touched.
+	return "", name + " is " + n.State.String(), nil
+}
+
+// resolve decides between nodes that one address labels: site.yaml outweighs
+// what was met before it named the machine. The zero Node: it cannot be decided.
+func (c *Conductor) resolve(ctx context.Context, mac inventory.MAC) (inventory.Node, error) {
+	nodes, err := c.Store.Nodes(ctx)
+	if err != nil {
+		return inventory.Node{}, err
+	}
+	var named, met []inventory.Node
+	for _, n := range nodes {
+		switch {
+		case slices.Contains(n.Spec.MACs, mac):
+			named = append(named, n)
+		case slices.Contains(n.MACs, mac):
+			met = append(met, n)
+		}
+	}
+	if len(named) != 1 {
+		return inventory.Node{}, nil
+	}
+	for _, n := range met {
+		if n.Spec.Name != "" || n.State != inventory.Discovered && n.State != inventory.Inspected && n.State != inventory.Rejected {
+			return inventory.Node{}, nil
+		}
+	}
+	for _, n := range met {
+		if n.State == inventory.Rejected {
+			continue
+		}
+		if err := c.supersede(ctx, n.ID, named[0].ID); err != nil {
+			return inventory.Node{}, err
+		}
+	}
+	return named[0], nil
+}
+
+// supersede ends a node that was met before site.yaml named its machine.
+func (c *Conductor) supersede(ctx context.Context, id, by inventory.NodeID) error {
+	unlock := c.lock(id)
+	defer unlock()
+	n, err := c.Store.Node(ctx, id)
+	if err != nil {
+		return err
+	}
+	t := c.turn(ctx, n)
+	t.move(inventory.Rejected, "site.yaml names this machine "+string(by), nil)
+	return t.commit()
+}
+
+// meet makes a node of a machine that no site.yaml names. The zero Node: there
+// are too many of them.
+func (c *Conductor) meet(ctx context.Context, mac inventory.MAC) (inventory.Node, error) {
+	id := inventory.UnknownID(mac)
+	unlock := c.lock(id)
+	defer unlock()
+	if n, err := c.Store.Node(ctx, id); !errors.Is(err, store.ErrNotFound) {
+		return n, err // another request was faster, or it lost this address since
+	}
+	nodes, err := c.Store.Nodes(ctx)
+	if err != nil {
+		return inventory.Node{}, err
+	}
+	unknown := 0
+	for _, n := range nodes {
+		if n.Spec.Name == "" {
+			unknown++
+		}
+	}
+	if unknown >= maxUnknown {
+		return inventory.Node{}, nil
+	}
+	t := c.turn(ctx, inventory.Node{ID: id})
+	t.add(inventory.Event{Kind: inventory.KindCreated, Actor: system, To: inventory.Discovered, MACs: []inventory.MAC{mac}, Reason: "asked to boot; nobody expected it"})
+	if err := t.commit(); err != nil {
+		return inventory.Node{}, err
+	}
+	return t.n, nil
+}
+
+// observeBoot notes a boot request once for each entry into a state and stage.
+func (c *Conductor) observeBoot(ctx context.Context, n inventory.Node, mac inventory.MAC, m pxe.Machine) error {
+	data, err := json.Marshal(boot{MAC: mac, Stage: m.Stage.String(), Addr: addrText(m)})
+	if err != nil {
+		return err
+	}
+	return c.Store.Observe(ctx, store.Observation{
+		Node: n.ID, Kind: sawBoot, Key: entry(n) + " " + m.Stage.String(), Data: data, At: c.Now().UTC(),
+	})
+}
+
+func addrText(m pxe.Machine) string {
+	if !m.Addr.IsValid() {
+		return ""
+	}
+	return m.Addr.String()
+}
+
+// entry names one entry of a node into its state.
+func entry(n inventory.Node) string {
+	return n.State.String() + "-" + stamp(n.Since)
+}

@@ -1,0 +1,149 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"smelt/internal/join"
+	"smelt/inventory"
+)
+
+const (
+	clusterPoll  = 2 * time.Second
+	clusterPause = 10 * time.Second // after an error, or while others hold the node
+)
+
+// joining brings a node that passed into the cluster: known and held before
+// its daemon starts, released only once the cluster sees it, and in service
+// only after a piece of real work ran on it.
+func (t *turn) joining() error {
+	if t.Join == nil {
+		t.move(inventory.InService, "this site joins no cluster", nil)
+		return nil
+	}
+	if t.busy() {
+		return nil
+	}
+	h, err := t.here()
+	if err != nil {
+		return err
+	}
+	if wait := t.pausing(); wait > 0 {
+		t.again(wait)
+		return nil
+	}
+	if h.mark(markPrepared) == nil {
+		return t.prepare()
+	}
+	if h.mark(markDaemon) == nil {
+		t.note("waits for its agent to start the cluster's daemon")
+		return nil
+	}
+	t.admit()
+	return nil
+}
+
+// pausing is how long to leave the cluster alone after its last answer.
+func (t *turn) pausing() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.asked[t.n.ID].Sub(t.at)
+}
+
+func (t *turn) pause(d time.Duration) {
+	t.mu.Lock()
+	t.asked[t.n.ID] = t.at.Add(d)
+	t.mu.Unlock()
+	t.poke(t.n.ID, t.at.Add(d))
+}
+
+func (t *turn) prepare() error {
+	m, err := t.member()
+	if err != nil {
+		return err
+	}
+	d, since := t.Join, t.n.Since
+	t.start("prepare", func(ctx context.Context) func(*turn) error {
+		err := d.Prepare(ctx, m)
+		return func(t *turn) error {
+			if !t.n.Since.Equal(since) {
+				return nil
+			}
+			if err != nil {
+				t.note("%s: %v", d, err)
+				t.pause(clusterPause)
+				return nil
+			}
+			t.setMark(markPrepared, d.String()+" knows it and holds it", map[string]string{"addr": m.Addr})
+			return nil
+		}
+	})
+	return nil
+}
+
+// admit goes once through what is left of joining. Each call is idempotent: an
+// attempt that died is made again from the start.
+func (t *turn) admit() {
+	d, id, since := t.Join, t.n.ID, t.n.Since
+	report := t.n.Report
+	t.start("admit", func(ctx context.Context) func(*turn) error {
+		proof, why, pause := admit(ctx, d, id, "passed burn-in, report "+report)
+		return func(t *turn) error {
+			if !t.n.Since.Equal(since) {
+				return nil
+			}
+			if why != "" {
+				t.note("%s", why)
+				t.pause(pause)
+				return nil
+			}
+			t.move(inventory.InService, d.String()+" ran a job on it", map[string]string{"output": proof})
+			return nil
+		}
+	})
+}
+
+// admit returns the output of the job that ran, or why none did.
+func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason string) (proof, why string, pause time.Duration) {
+	s, err := d.Observe(ctx, id)
+	switch {
+	case err != nil:
+		return "", fmt.Sprintf("%s: %v", d, err), clusterPause
+	case !s.Known:
+		return "", fmt.Sprintf("%s has lost it", d), clusterPause
+	case !s.Registered:
+		return "", fmt.Sprintf("waits for its daemon to register with %s (%s)", d, s.Detail), clusterPoll
+	case s.Held && !s.HeldByUs:
+		return "", fmt.Sprintf("somebody holds it in %s: %s", d, s.Detail), clusterPause
+	}
+	if s.Held {
+		// The reason may have been lost when the daemon registered.
+		if err := d.Hold(ctx, id, reason); err != nil {
+			return "", fmt.Sprintf("%s: %v", d, err), clusterPause
+		}
+		if err := d.Release(ctx, id); err != nil {
+			return "", fmt.Sprintf("%s: %v", d, err), clusterPause
+		}
+	}
+	out, err := d.Verify(ctx, id)
+	if err != nil {
+		// A node that fails its first job takes no second one from somebody else.
+		if herr := d.Hold(ctx, id, "its first job failed"); herr != nil {
+			err = fmt.Errorf("%w; and it could not be held: %w", err, herr)
+		}
+		return "", fmt.Sprintf("its first job failed: %v", err), clusterPause
+	}
+	return out, "", 0
+}
+
+// daemon takes in whether the agent started the cluster's daemon.
+func (t *turn) daemon(r reported) error {
+	if !r.OK {
+		return t.fail("join", "the cluster's daemon did not start: "+r.Error, inventory.Task{
+			Verb: "check", What: "the cluster's daemon on the node", Why: r.Error, Proof: "none",
+		})
+	}
+	t.setMark(markDaemon, "its agent started the cluster's daemon", nil)
+	return nil
+}

@@ -1,0 +1,390 @@
+package convert_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"smelt/burnin"
+	"smelt/images"
+	"smelt/internal/api"
+	"smelt/internal/convert"
+	"smelt/internal/join"
+	"smelt/internal/join/jointest"
+	"smelt/internal/server"
+	"smelt/internal/sim"
+	"smelt/internal/store"
+	"smelt/internal/vbmc"
+	"smelt/inventory"
+	"smelt/power"
+	"smelt/pxe"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const operatorToken = "operator-token-of-a-test"
+
+func siteKey() ed25519.PrivateKey {
+	return ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize))
+}
+
+// A plan of a test site: everything that the server's process and the process
+// of the machines must agree about.
+type layout struct {
+	Dir      string         // database, images
+	Listen   string         // of the server
+	World    string         // base URL of the machines' power switches and the cluster
+	Nodes    int            //
+	Faults   map[int]string // of machines, by number
+	Manual   map[int]bool   // machines that nothing can switch
+	Protect  map[int]bool
+	Max      int
+	Auto     bool
+	Lease    time.Duration
+	Feed     float64 // amps at 230 V; 0: no power tree
+	NoVictim bool
+}
+
+func nodeID(i int) inventory.NodeID { return inventory.NodeID(fmt.Sprintf("rig-%02d", i)) }
+
+func macOf(i int) inventory.MAC { return inventory.MAC{0x52, 0x54, 0, 0, byte(i >> 8), byte(i)} }
+
+func (l layout) site() convert.Site {
+	s := convert.Site{
+		Name: "test", Lab: true, MaxActive: l.Max, Cluster: "test", Server: "http://" + l.Listen, ImageURL: "http://" + l.Listen,
+		Classes: map[string]convert.Class{"rig": {Name: "rig", Image: "ai-node", Profile: "sim", Wipe: "discard", Target: "slurm-batch",
+			GPUs: 1, MinLinkWidth: 8, Watts: 1000}},
+		Profiles: map[string]burnin.Profile{"sim": {Name: "sim", Version: 1, Limit: time.Minute, Checks: []burnin.Spec{
+			{ID: burnin.CPU, Required: true, Deadline: time.Minute},
+			{ID: burnin.GPUPresence, Required: true, Deadline: time.Minute},
+		}}},
+		StandsFor: map[inventory.NodeID][]convert.StandIn{},
+	}
+	if l.Auto {
+		s.AutoOK = []string{"rig"}
+	}
+	circuit := ""
+	if l.Feed > 0 {
+		circuit = "pdu"
+		s.Circuits = []inventory.Circuit{{Name: "pdu", Kind: "pdu", Volts: 230, Amps: l.Feed, Phases: 1, Derate: 0.8}}
+	}
+	for i := range l.Nodes {
+		s.Specs = append(s.Specs, inventory.Spec{Name: nodeID(i), Position: inventory.Position(fmt.Sprintf("A%d", i)), Class: "rig",
+			MACs: []inventory.MAC{macOf(i)}, Watts: 1000, Circuit: circuit, Protect: l.Protect[i]})
+		s.StandsFor[nodeID(i)] = []convert.StandIn{{PCI: "0000:01:00.0", Model: "RTX 3090", UUID: fmt.Sprintf("GPU-%d", i), VRAM: 24 << 30}}
+	}
+	return s
+}
+
+// serve runs the server of l until ctx ends: store, conductor, HTTP.
+func serve(ctx context.Context, l layout, log *slog.Logger, up func(*convert.Conductor, *store.Store)) error {
+	st, err := store.Open(ctx, "sqlite:"+filepath.Join(l.Dir, "smelt.db"))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+	img, err := imageStore(ctx, filepath.Join(l.Dir, "images"))
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte(operatorToken))
+	if err := st.PutToken(ctx, store.Token{Hash: hex.EncodeToString(sum[:]), Name: "test", Role: "operator", Created: time.Now()}); err != nil {
+		return err
+	}
+	site := l.site()
+	budget, err := power.NewBudget(site.Circuits, 8, time.Millisecond)
+	if err != nil {
+		return err
+	}
+	switches := map[inventory.NodeID]*power.Verified{}
+	for i := range l.Nodes {
+		if !l.Manual[i] {
+			switches[nodeID(i)] = power.Verify(&remoteSwitch{world: l.World, node: nodeID(i)},
+				power.Limits{Reach: 5 * time.Second, Poll: 10 * time.Millisecond, Dwell: 5 * time.Millisecond, Spacing: time.Millisecond})
+		}
+	}
+	c, err := convert.New(convert.Config{
+		Site: site, Store: st, Images: img, Power: switches, Budget: budget, Join: &remoteCluster{world: l.World},
+		SiteKey: siteKey(), Owner: "test", Boot: convert.BootFiles{Kernel: "vmlinuz", Initrd: []string{"initrd"}}, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	srv, err := server.New(server.Config{
+		Conductor: c, Store: st, Log: log, Version: "test", Site: "test", Lab: true,
+		AgentURL: site.Server, ImageURL: site.ImageURL, SiteKey: siteKey().Public().(ed25519.PublicKey),
+	})
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("tcp", l.Listen)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/agent/", srv.Agent())
+	mux.HandleFunc("/boot/script", bootScript(c))
+	mux.Handle("/", srv.UI())
+	hs := &http.Server{Handler: mux, ReadHeaderTimeout: time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	hs.RegisterOnShutdown(srv.Close)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Run(gctx) })
+	g.Go(func() error {
+		if err := hs.Serve(ln); err != http.ErrServerClosed {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		srv.Close()
+		sctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if hs.Shutdown(sctx) != nil {
+			hs.Close()
+		}
+		return nil
+	})
+	if up != nil {
+		up(c, st)
+	}
+	return g.Wait()
+}
+
+// bootScript is the boot server as a simulated machine sees it.
+func bootScript(c *convert.Conductor) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		mac, err := pxe.ParseMAC(r.FormValue("mac"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		b, err := c.Boot(r.Context(), pxe.Machine{MAC: mac, Stage: pxe.AskScript, IPXE: true})
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "#!ipxe")
+		switch b.Action {
+		case pxe.Kernel:
+			fmt.Fprintln(w, "kernel", b.Kernel, strings.Join(b.Args, " "))
+		case pxe.Local:
+			fmt.Fprintln(w, "sanboot")
+		}
+	}
+}
+
+// imageStore is a store with one small image, made once.
+func imageStore(ctx context.Context, dir string) (*images.Store, error) {
+	s, err := images.OpenStore(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.Resolve("ai-node"); err == nil {
+		return s, nil
+	}
+	raw := bytes.Repeat([]byte("smelt"), 1<<20/5+1)[:1<<20]
+	_, err = s.Add(ctx, images.Manifest{Name: "ai-node", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
+		Root: "0f0e0d0c-0b0a-0908-0706-050403020100", Kernel: "6.1.0-56-amd64"}, bytes.NewReader(raw), int64(len(raw)), siteKey(), nil)
+	return s, err
+}
+
+// A world is everything that is not the server: machines, their switches, the
+// cluster. It outlives every server.
+type world struct {
+	machines map[inventory.NodeID]*sim.Machine
+	cluster  *jointest.Fake
+	url      string
+	close    func()
+}
+
+func newWorld(l *layout, pace time.Duration) (*world, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	l.World = "http://" + ln.Addr().String()
+	w := &world{machines: map[inventory.NodeID]*sim.Machine{}, cluster: jointest.NewFake(), url: l.World}
+	site := sim.Site{Boot: "http://" + l.Listen, SiteKey: siteKey().Public().(ed25519.PublicKey), Pace: pace}
+	for i := range l.Nodes {
+		w.machines[nodeID(i)] = sim.New(site, sim.Config{
+			Name: string(nodeID(i)), MAC: macOf(i), Hardware: sim.Hardware(i, macOf(i), 1), Fault: l.Faults[i], Chunks: 6,
+			Joined: func(name string) { w.cluster.Register(inventory.NodeID(name)) },
+		})
+	}
+	hs := &http.Server{Handler: w, ReadHeaderTimeout: time.Second}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = hs.Serve(ln) })
+	w.close = func() {
+		for _, m := range w.machines {
+			wg.Go(func() { _ = m.Close() })
+		}
+		_ = hs.Close()
+		wg.Wait()
+	}
+	return w, nil
+}
+
+// ServeHTTP is the wire between the server's process and the world.
+func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	ctx, node := r.Context(), inventory.NodeID(r.FormValue("node"))
+	answer := func(v any, err error) {
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusConflict)
+			return
+		}
+		_ = json.NewEncoder(rw).Encode(v)
+	}
+	switch r.URL.Path {
+	case "/power/state":
+		on, err := w.machines[node].State(ctx)
+		answer(on, err)
+	case "/power/on":
+		answer(nil, w.machines[node].PowerOn(ctx))
+	case "/power/off":
+		answer(nil, w.machines[node].PowerOff(ctx))
+	case "/power/boot":
+		b := vbmc.BootNetwork
+		if r.FormValue("device") == "disk" {
+			b = vbmc.BootDisk
+		}
+		answer(nil, w.machines[node].SetBoot(ctx, b, true))
+	case "/join/prepare":
+		answer(nil, w.cluster.Prepare(ctx, join.Member{Node: node}))
+	case "/join/observe":
+		s, err := w.cluster.Observe(ctx, node)
+		answer(s, err)
+	case "/join/hold":
+		answer(nil, w.cluster.Hold(ctx, node, r.FormValue("reason")))
+	case "/join/release":
+		answer(nil, w.cluster.Release(ctx, node))
+	case "/join/verify":
+		out, err := w.cluster.Verify(ctx, node)
+		answer(out, err)
+	case "/join/remove":
+		answer(nil, w.cluster.Remove(ctx, node))
+	default:
+		http.NotFound(rw, r)
+	}
+}
+
+func call(ctx context.Context, base, path string, out any, params ...string) error {
+	u := base + path + "?"
+	for i := 0; i+1 < len(params); i += 2 {
+		u += params[i] + "=" + strings.ReplaceAll(params[i+1], " ", "+") + "&"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", path, strings.TrimSpace(string(b)))
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(b, out)
+}
+
+// remoteSwitch is the power controller of a machine in the world.
+type remoteSwitch struct {
+	world string
+	node  inventory.NodeID
+}
+
+func (s *remoteSwitch) String() string { return "switch of " + string(s.node) }
+
+func (s *remoteSwitch) State(ctx context.Context) (power.State, error) {
+	var on bool
+	if err := call(ctx, s.world, "/power/state", &on, "node", string(s.node)); err != nil {
+		return power.Unknown, err
+	}
+	if on {
+		return power.On, nil
+	}
+	return power.Off, nil
+}
+
+func (s *remoteSwitch) Set(ctx context.Context, want power.State) error {
+	return call(ctx, s.world, "/power/"+want.String(), nil, "node", string(s.node))
+}
+
+func (s *remoteSwitch) BootOnce(ctx context.Context, d power.Device) error {
+	return call(ctx, s.world, "/power/boot", nil, "node", string(s.node), "device", d.String())
+}
+
+// remoteCluster is the cluster in the world.
+type remoteCluster struct{ world string }
+
+func (c *remoteCluster) String() string { return "test cluster" }
+
+func (c *remoteCluster) Prepare(ctx context.Context, m join.Member) error {
+	return call(ctx, c.world, "/join/prepare", nil, "node", string(m.Node))
+}
+
+func (c *remoteCluster) Grant(context.Context, join.Member) (join.Grant, error) {
+	return join.Grant{Kind: "test"}, nil
+}
+
+func (c *remoteCluster) Observe(ctx context.Context, n inventory.NodeID) (s join.Standing, err error) {
+	return s, call(ctx, c.world, "/join/observe", &s, "node", string(n))
+}
+
+func (c *remoteCluster) Hold(ctx context.Context, n inventory.NodeID, reason string) error {
+	return call(ctx, c.world, "/join/hold", nil, "node", string(n), "reason", reason)
+}
+
+func (c *remoteCluster) Release(ctx context.Context, n inventory.NodeID) error {
+	return call(ctx, c.world, "/join/release", nil, "node", string(n))
+}
+
+func (c *remoteCluster) Verify(ctx context.Context, n inventory.NodeID) (out string, err error) {
+	return out, call(ctx, c.world, "/join/verify", &out, "node", string(n))
+}
+
+func (c *remoteCluster) Remove(ctx context.Context, n inventory.NodeID) error {
+	return call(ctx, c.world, "/join/remove", nil, "node", string(n))
+}
+
+func operator(l layout) (*api.Client, error) {
+	return api.NewClient("http://"+l.Listen, operatorToken, nil)
+}
+
+// freeAddr is an address nobody listens on now.
+func freeAddr() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
+}
+
+func testLog() *slog.Logger {
+	if os.Getenv("SMELT_TEST_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}

@@ -1,0 +1,137 @@
+package convert
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"smelt/inventory"
+)
+
+// approval is what whoever approves may choose; empty fields follow spec and class.
+type approval struct {
+	run     string
+	image   string
+	profile string
+	wipe    string
+	target  string   // serial, WWN or path of the disk the image goes to
+	disks   string   // "all": wipe every internal disk, not only the target
+	allow   []string // foreign signatures that may be destroyed
+	force   string   // reason to convert against the verdict
+}
+
+func approvalOf(id string, node inventory.NodeID, p map[string]string) approval {
+	// The run follows from the intent: carrying it out twice is one run.
+	sum := sha256.Sum256([]byte(id + "\x00" + string(node)))
+	a := approval{run: "r" + hex.EncodeToString(sum[:5]), image: p["image"], profile: p["profile"], wipe: p["wipe"],
+		target: p["target"], disks: p["disks"], force: p["force"]}
+	if s := p["allow"]; s != "" {
+		a.allow = strings.Split(s, ",")
+	}
+	return a
+}
+
+// foreign signatures say that somebody's data may be on the disk: rule 2 wants
+// each of them named before it is destroyed.
+var foreign = []string{"zfs_member", "LVM2_member", "ceph_bluestore", "linux_raid_member", "BitLocker"}
+
+// plan says what a conversion of the node would do, or why there can be none.
+func (t *turn) plan(a approval) (inventory.Plan, error) {
+	n := t.n
+	class := t.Site.Classes[n.Spec.Class]
+	switch {
+	case n.Hardware == nil:
+		return inventory.Plan{}, fmt.Errorf("it was never inspected")
+	case n.Verdict == nil:
+		return inventory.Plan{}, fmt.Errorf("it has no verdict yet")
+	case n.Verdict.Answer != convertAnswer && a.force == "":
+		return inventory.Plan{}, fmt.Errorf("its verdict is %s; to convert it all the same give force with a reason", n.Verdict.Answer)
+	case n.Spec.Protect:
+		return inventory.Plan{}, fmt.Errorf("it is protected in site.yaml")
+	case n.Hold != nil:
+		return inventory.Plan{}, fmt.Errorf("it is held by %s: %s", n.Hold.Owner, n.Hold.Reason)
+	}
+	p := inventory.Plan{
+		Run: a.run, Allow: a.allow, Hardware: n.Hardware.Digest(), Cluster: t.Site.Cluster,
+		ImageName: cmp.Or(a.image, n.Spec.Image, class.Image),
+		Profile:   cmp.Or(a.profile, n.Spec.Profile, class.Profile),
+		Wipe:      cmp.Or(a.wipe, class.Wipe, "discard"),
+	}
+	if p.ImageName == "" {
+		return inventory.Plan{}, fmt.Errorf("neither it nor its class names an image; give image=NAME")
+	}
+	digest, err := t.Images.Resolve(p.ImageName)
+	if err != nil {
+		return inventory.Plan{}, fmt.Errorf("image %q: %w", p.ImageName, err)
+	}
+	m, err := t.Images.Manifest(digest)
+	if err != nil {
+		return inventory.Plan{}, fmt.Errorf("image %q: %w", p.ImageName, err)
+	}
+	p.Image = digest.String()
+	if p.Profile == "" {
+		return inventory.Plan{}, fmt.Errorf("neither it nor its class names a burn-in profile; give profile=NAME")
+	}
+	if _, ok := t.Site.Profiles[p.Profile]; !ok {
+		return inventory.Plan{}, fmt.Errorf("there is no burn-in profile %q", p.Profile)
+	}
+	switch p.Wipe {
+	case "metadata", "discard", "overwrite", "secure":
+	default:
+		return inventory.Plan{}, fmt.Errorf("wipe %q: want metadata, discard, overwrite or secure", p.Wipe)
+	}
+	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, m.Size); err != nil {
+		return inventory.Plan{}, err
+	}
+	return p.Seal(), nil
+}
+
+// choose picks the disk for the image and the disks to wipe: the largest
+// internal one unless it is named; never a removable one, one on USB, or one
+// in use by the inspection system itself.
+func choose(disks []inventory.Disk, a approval, size int64) (target inventory.DiskID, wipe []inventory.DiskID, err error) {
+	var fit []inventory.Disk
+	for _, d := range disks {
+		if d.Removable || d.Bus == "usb" || d.InUse || d.Size <= 0 || !d.Same(d.DiskID) {
+			continue
+		}
+		fit = append(fit, d)
+	}
+	// Stable, by size and then by name of the fact: the same disks give the same plan.
+	slices.SortStableFunc(fit, func(x, y inventory.Disk) int {
+		return cmp.Or(cmp.Compare(y.Size, x.Size), cmp.Compare(x.Path, y.Path), cmp.Compare(x.Serial, y.Serial))
+	})
+	if a.target != "" {
+		fit = slices.DeleteFunc(fit, func(d inventory.Disk) bool {
+			return a.disks != "all" && a.target != d.Serial && a.target != d.WWN && a.target != d.Path
+		})
+	}
+	i := slices.IndexFunc(fit, func(d inventory.Disk) bool {
+		return a.target == "" || a.target == d.Serial || a.target == d.WWN || a.target == d.Path
+	})
+	if i < 0 {
+		if a.target != "" {
+			return target, nil, fmt.Errorf("no internal disk is named %q", a.target)
+		}
+		return target, nil, fmt.Errorf("it has no internal disk that could be written")
+	}
+	if fit[i].Size < size {
+		return target, nil, fmt.Errorf("its %s has %d bytes, the image needs %d", fit[i].DiskID, fit[i].Size, size)
+	}
+	chosen := fit[i : i+1]
+	if a.disks == "all" {
+		chosen = fit
+	}
+	for _, d := range chosen {
+		for _, s := range d.Signatures {
+			if slices.Contains(foreign, s) && !slices.Contains(a.allow, s) {
+				return target, nil, fmt.Errorf("its %s carries %s: if that may be destroyed, give allow=%s", d.DiskID, s, s)
+			}
+		}
+		wipe = append(wipe, d.DiskID)
+	}
+	return fit[i].DiskID, wipe, nil
+}

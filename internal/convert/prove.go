@@ -1,0 +1,108 @@
+package convert
+
+import (
+	"bytes"
+	"fmt"
+
+	"smelt/burnin"
+	"smelt/internal/store"
+	"smelt/inventory"
+)
+
+// reportID names the report of one entry into burn-in.
+func reportID(n inventory.Node) string {
+	run := "b"
+	if n.Plan != nil {
+		run = n.Plan.Run
+	}
+	return run + "-" + stamp(n.Since)
+}
+
+// burningIn waits for the agent's report, which comes as an observation.
+func (t *turn) burningIn() error {
+	if t.n.Plan != nil {
+		if _, ok := t.Site.Profiles[t.n.Plan.Profile]; !ok {
+			t.note("there is no burn-in profile %q any more: put it back into site.yaml", t.n.Plan.Profile)
+			return nil
+		}
+	}
+	t.note("")
+	return nil
+}
+
+// judge makes a verdict of what the agent measured. Who the node is, what its
+// hardware and image are, what was asked for and whether this is a lab: all
+// that is ours to say, whatever the report says.
+func (t *turn) judge(r reported) error {
+	recheck := inventory.Task{Verb: "check", What: "the machine and its burn-in report", Proof: "burnin"}
+	if r.Report == "" {
+		recheck.Why = "burn-in brought no report: " + r.Error
+		return t.fail("burnin-incomplete", recheck.Why, recheck)
+	}
+	blob, err := t.Store.Blob(t.ctx, t.n.ID, r.Report)
+	if err != nil {
+		return err
+	}
+	rep, err := burnin.ParseJSON(bytes.NewReader(blob.Data))
+	if err != nil {
+		recheck.Why = "its burn-in report cannot be read"
+		return t.fail("burnin-incomplete", err.Error(), recheck)
+	}
+	hw := *t.n.Hardware
+	rep.ID, rep.Node, rep.Position = reportID(t.n), t.n.ID, t.n.Spec.Position
+	rep.Profile = t.Site.Profiles[t.n.Plan.Profile]
+	rep.Hardware, rep.HWDigest, rep.Image = hw, hw.Digest(), t.n.Image
+	rep.Lab = t.Site.Lab
+	rep.Verdict = burnin.Judge(rep)
+	if err := t.file(rep); err != nil {
+		return err
+	}
+
+	v := rep.Verdict
+	pass := v.Answer == burnin.PASS && (!v.Simulated || t.Site.Lab)
+	e := inventory.Event{Kind: inventory.KindReport, Actor: system, Report: rep.ID, Reason: "burn-in: " + string(v.Answer),
+		Evidence: map[string]string{"answer": string(v.Answer), "simulated": fmt.Sprint(v.Simulated)}}
+	if pass {
+		e.Passed = &inventory.Passed{Report: rep.ID, Hardware: rep.HWDigest, Image: rep.Image, Profile: rep.Profile.Name, Simulated: v.Simulated, At: t.at}
+	}
+	t.add(e)
+	why := string(v.Answer)
+	if len(v.Reasons) > 0 {
+		why = v.Reasons[0]
+	}
+	switch {
+	case pass:
+		t.move(inventory.Joining, "burn-in passed: report "+rep.ID, nil)
+		return nil
+	case v.Answer == burnin.REPAIR && len(v.Repairs) > 0:
+		var tasks []inventory.Task
+		for _, rp := range v.Repairs {
+			tasks = append(tasks, inventory.Task{Verb: rp.Verb, What: rp.What, Where: rp.Where, Why: rp.Why, Proof: "burnin"})
+		}
+		return t.fail("burnin-repair", why, tasks...)
+	}
+	recheck.Why = why
+	return t.fail("burnin-incomplete", why, recheck)
+}
+
+// file stores the report for people and programs. Its id follows from the
+// node's state, so that filing it twice is one report.
+func (t *turn) file(rep burnin.Report) error {
+	var js, html bytes.Buffer
+	if err := burnin.WriteJSON(&js, rep); err != nil {
+		return err
+	}
+	if err := burnin.WriteHTML(&html, rep); err != nil {
+		return err
+	}
+	for _, b := range []store.Blob{
+		{Name: "reports/" + rep.ID + ".json", Type: "application/json", Data: js.Bytes()},
+		{Name: "reports/" + rep.ID + ".html", Type: "text/html; charset=utf-8", Data: html.Bytes()},
+	} {
+		b.Node, b.At = t.n.ID, t.at
+		if err := t.Store.PutBlob(t.ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}

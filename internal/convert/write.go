@@ -1,0 +1,111 @@
+package convert
+
+import (
+	"fmt"
+	"time"
+
+	"smelt/inventory"
+	"smelt/power"
+)
+
+// approved waits for room in the blast radius, then for power, then restarts
+// the machine into the installer. Its enrolment moves it on.
+func (t *turn) approved() error {
+	if err := t.n.Convertible(); err != nil {
+		t.note("waits: %v", err)
+		return nil
+	}
+	if t.Stopped() {
+		t.note("waits: the global stop is set")
+		return nil
+	}
+	if n, ok := t.reserve(t.n.ID); !ok {
+		t.note("waits for its turn: %d conversions run at once", n)
+		t.again(10 * time.Second)
+		return nil
+	}
+	done, err := t.restart(power.Network, "into the installer")
+	if done && err == nil && !t.dirty() {
+		t.note("waits for the installer to start on it")
+	}
+	return err
+}
+
+// writing waits for the agent, which asks for its order; what it reports comes
+// as an observation.
+func (t *turn) writing() error {
+	if err := t.n.Convertible(); err != nil {
+		t.note("waits: %v", err)
+		return nil
+	}
+	if t.Stopped() {
+		t.note("waits: the global stop is set")
+		return nil
+	}
+	t.note("")
+	return nil
+}
+
+// written takes in the end of a destructive order.
+func (t *turn) written(r reported, action string, next inventory.State) error {
+	if !r.OK {
+		return t.fail(causeOf(r), fmt.Sprintf("%s: %s", action, r.Error), t.writeTask(r))
+	}
+	// Nobody is believed who says it is done and never asked to begin.
+	used, err := t.Store.Permits(t.ctx, t.n.ID)
+	if err != nil {
+		return err
+	}
+	began := false
+	for _, p := range used {
+		began = began || !p.Used.IsZero() && p.Action == action && p.Plan == t.n.Plan.Digest && p.Fence == t.n.Fence
+	}
+	if !began {
+		return t.fail("permit", "the agent reports "+action+" as done but never used a permit for it")
+	}
+	ev := map[string]string{}
+	for k, v := range r.Evidence {
+		ev[k] = v
+	}
+	t.move(next, action+" done and verified by the agent", ev)
+	return nil
+}
+
+func causeOf(r reported) string {
+	if r.Cause == "" {
+		return "other"
+	}
+	return r.Cause
+}
+
+// writeTask is what a person can do about a failed write.
+func (t *turn) writeTask(r reported) inventory.Task {
+	disk := "its disk"
+	if t.n.Plan != nil {
+		disk = t.n.Plan.Target.String()
+	}
+	task := inventory.Task{Why: r.Error, Proof: "none"}
+	switch r.Cause {
+	case "disk":
+		task.Verb, task.What, task.Proof = "replace", disk, "reinspect"
+	case "foreign-data", "identity":
+		task.Verb, task.What, task.Proof = "check", disk+": it is not what was approved", "reinspect"
+	case "verify":
+		task.Verb, task.What = "check", "the image "+t.n.Plan.ImageName+" (smelt image verify)"
+	case "network":
+		task.Verb, task.What = "check", "its network cable and switch port"
+	default:
+		task.Verb, task.What = "check", "the machine"
+	}
+	return task
+}
+
+// starting restarts the machine from its own disk and waits for the installed
+// system to report.
+func (t *turn) starting() error {
+	done, err := t.restart(power.Disk, "from its own disk")
+	if done && err == nil && !t.dirty() {
+		t.note("waits for the installed system to report")
+	}
+	return err
+}
