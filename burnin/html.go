@@ -346,7 +346,8 @@ func limitsOf(r Report, s Series) []float64 {
 }
 
 func draw(s Series, limits []float64) (plot, bool) {
-	t, v := thin(s.T, s.V)
+	shown := drawable(s).Thin(maxDrawn)
+	t, v := shown.T, shown.V
 	if len(v) == 0 {
 		return plot{}, false
 	}
@@ -412,36 +413,14 @@ func niceStep(raw float64) float64 {
 	return 10 * base
 }
 
-// thin drops what cannot be drawn and keeps, of many points, the lowest and
-// the highest of each bucket: a peak must never vanish from the picture.
-func thin(ts, vs []float64) (t, v []float64) {
-	for i := range vs {
-		// Beyond 1e15 the axis arithmetic itself loses the value.
-		if finite(vs[i]) && finite(ts[i]) && math.Abs(vs[i]) < 1e15 && math.Abs(ts[i]) < 1e9 {
-			t, v = append(t, ts[i]), append(v, vs[i])
+// drawable leaves out what has no place on an axis. Beyond 1e15 the axis
+// arithmetic itself loses the value.
+func drawable(s Series) Series {
+	out := Series{Name: s.Name, Unit: s.Unit, Check: s.Check}
+	for i, v := range s.V {
+		if finite(v) && finite(s.T[i]) && math.Abs(v) < 1e15 && math.Abs(s.T[i]) < 1e9 {
+			out.T, out.V = append(out.T, s.T[i]), append(out.V, v)
 		}
 	}
-	if len(v) <= maxDrawn {
-		return t, v
-	}
-	var tt, vv []float64
-	bucket := (len(v) + maxDrawn/2 - 1) / (maxDrawn / 2)
-	for from := 0; from < len(v); from += bucket {
-		to := min(from+bucket, len(v))
-		lo, hi := from, from
-		for i := from; i < to; i++ {
-			if v[i] < v[lo] {
-				lo = i
-			}
-			if v[i] > v[hi] {
-				hi = i
-			}
-		}
-		a, b := min(lo, hi), max(lo, hi)
-		tt, vv = append(tt, t[a]), append(vv, v[a])
-		if a != b {
-			tt, vv = append(tt, t[b]), append(vv, v[b])
-		}
-	}
-	return tt, vv
+	return out
 }

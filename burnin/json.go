@@ -263,12 +263,13 @@ type document struct {
 	Report
 }
 
-// WriteJSON writes the report as one JSON document.
+// WriteJSON writes the report as one JSON document, without indentation: most
+// of it is samples.
 func WriteJSON(w io.Writer, r Report) error {
 	if err := r.bounded(); err != nil {
 		return fmt.Errorf("report %q: %w", r.ID, err)
 	}
-	b, err := json.MarshalIndent(document{apiVersion, kindReport, r}, "", "  ")
+	b, err := json.Marshal(document{apiVersion, kindReport, r})
 	if err != nil {
 		return fmt.Errorf("report %q: %w", r.ID, err)
 	}

@@ -76,11 +76,11 @@ func TestParseJSONRefuses(t *testing.T) {
 		{"other version", `"smelt/v1"`, `"smelt/v2"`, "document is"},
 		{"unknown field", `"lab":`, `"labb":`, "unknown field"},
 		{"unknown field in a result", `"workUnit":`, `"workunits":`, "unknown field"},
-		{"unknown status", `"status": "pass"`, `"status": "fine"`, "unknown check status"},
-		{"negative duration", `"took": "3s"`, `"took": "-3s"`, "negative"},
-		{"duration as number", `"took": "3s"`, `"took": 3`, ""},
-		{"no number", `"work": 12.5`, `"work": null`, "null"},
-		{"two documents", "\n}\n", "\n}\n{}", "after the JSON"},
+		{"unknown status", `"status":"pass"`, `"status":"fine"`, "unknown check status"},
+		{"negative duration", `"took":"3s"`, `"took":"-3s"`, "negative"},
+		{"duration as number", `"took":"3s"`, `"took":3`, ""},
+		{"no number", `"work":12.5`, `"work":null`, "null"},
+		{"two documents", "}\n", "}\n{}", "after the JSON"},
 		{"long text", "rig-007", strings.Repeat("x", maxText), "longer than"},
 		{"text", good, "hello", "invalid"},
 		{"invalid UTF-8", "rig-007", "rig\xff", "UTF-8"},
@@ -236,24 +236,31 @@ func TestHTMLEscapes(t *testing.T) {
 }
 
 func TestThinKeepsPeaks(t *testing.T) {
-	ts, vs := make([]float64, 100000), make([]float64, 100000)
-	for i := range ts {
-		ts[i], vs[i] = float64(i), 50
+	s := Series{Name: "x", Unit: "C", Check: CPU, T: make([]float64, 100000), V: make([]float64, 100000)}
+	for i := range s.T {
+		s.T[i], s.V[i] = float64(i), 50
 	}
-	vs[77777], vs[12345] = 99, 1
-	vs[5] = math.NaN()
-	gt, gv := thin(ts, vs)
-	if len(gv) > maxDrawn+2 || len(gt) != len(gv) {
-		t.Errorf("%d points", len(gv))
+	s.V[77777], s.V[12345] = 99, 1
+	s.V[5] = math.NaN()
+	got := s.Thin(400)
+	if len(got.V) > 401 || len(got.T) != len(got.V) || got.Check != CPU {
+		t.Errorf("%d points", len(got.V))
 	}
-	lo, hi := math.Inf(1), math.Inf(-1)
-	for i, v := range gv {
+	lo, hi, nan := math.Inf(1), math.Inf(-1), 0
+	for i, v := range got.V {
+		if math.IsNaN(v) {
+			nan++
+			continue
+		}
 		lo, hi = min(lo, v), max(hi, v)
-		if i > 0 && gt[i] <= gt[i-1] {
+		if i > 0 && got.T[i] <= got.T[i-1] {
 			t.Fatalf("time goes back at %d", i)
 		}
 	}
-	if lo != 1 || hi != 99 {
-		t.Errorf("lowest %v highest %v", lo, hi)
+	if lo != 1 || hi != 99 || nan != 1 {
+		t.Errorf("lowest %v highest %v, %d NaN", lo, hi, nan)
+	}
+	if same := (Series{T: []float64{1, 2}, V: []float64{3, 4}}).Thin(2); len(same.V) != 2 {
+		t.Errorf("%+v", same)
 	}
 }

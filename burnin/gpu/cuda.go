@@ -18,7 +18,7 @@ const simulatedSymbol = "smeltSimulated"
 func dlopen(path string) (handle uintptr, simulated bool, err error) {
 	handle, err = purego.Dlopen(path, purego.RTLD_LAZY|purego.RTLD_LOCAL)
 	if err != nil {
-		return 0, false, fmt.Errorf("cannot load %s: %w; is the NVIDIA driver in this image?", path, err)
+		return 0, false, fmt.Errorf("cannot load %w; is the NVIDIA driver in this image?", err) // it begins with the path
 	}
 	if _, err := purego.Dlsym(handle, simulatedSymbol); err == nil {
 		simulated = true
@@ -169,12 +169,15 @@ const (
 func (k *cudaCard) load() error {
 	text := append([]byte(kernelsPTX), 0)
 	logText := make([]byte, 4096)
+	// Its address travels as a number inside values.
+	var pin runtime.Pinner
+	pin.Pin(&logText[0])
+	defer pin.Unpin()
 	options := [2]int32{jitErrorLog, jitErrorLogSize}
 	values := [2]uintptr{uintptr(unsafe.Pointer(&logText[0])), uintptr(len(logText))}
 	var module uintptr
 	err := k.call("cuModuleLoadDataEx", uintptr(unsafe.Pointer(&module)), uintptr(unsafe.Pointer(&text[0])),
 		2, uintptr(unsafe.Pointer(&options[0])), uintptr(unsafe.Pointer(&values[0])))
-	runtime.KeepAlive(logText)
 	if err != nil {
 		if said := strings.TrimSpace(strings.TrimRight(string(logText), "\x00")); said != "" {
 			return fmt.Errorf("%w; the compiler says: %s", err, said)

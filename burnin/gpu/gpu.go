@@ -146,13 +146,9 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 		j.CUDA = v
 	}
 
-	// The worker must end, and a probe after it, before the agent gives up.
-	deadline := spec.Deadline
-	if deadline <= 0 {
-		deadline = spec.Duration + time.Minute
-	}
+	limit, margin := limits(spec)
 	r.progress = map[string]float64{}
-	work, cancel := context.WithTimeout(ctx, deadline*8/10)
+	work, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if spec.ID == burnin.GPUPresence {
 		o := r.worker(work, j, env, 1)
@@ -163,6 +159,11 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 	var wg sync.WaitGroup
 	for i, g := range cards {
 		wg.Go(func() {
+			// Not all at once: one step of the whole load trips weak supplies.
+			select {
+			case <-time.After(time.Duration(i) * stagger(spec)):
+			case <-work.Done():
+			}
 			one := j
 			one.GPU = g.Address
 			outcomes[i] = r.worker(work, one, env, len(cards))
@@ -171,7 +172,7 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 				// its process; the driver knows.
 				ask := one
 				ask.Spec.ID = probe
-				pc, cancel := context.WithTimeout(ctx, deadline/10)
+				pc, cancel := context.WithTimeout(ctx, margin/2)
 				defer cancel()
 				if p := r.worker(pc, ask, env, 0); p.res != nil && p.res.Status == burnin.Fail {
 					p.res.Log = append(outcomes[i].log(), p.res.Log...)
@@ -191,6 +192,20 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 	res = merge(spec, cards, results)
 	return res
 }
+
+// limits divides the deadline of a check: the worker must end, and a probe of
+// its card after it, before the agent gives up on all of it.
+func limits(spec burnin.Spec) (worker, margin time.Duration) {
+	deadline := spec.Deadline
+	if deadline <= 0 {
+		deadline = spec.Duration + time.Minute
+	}
+	margin = min(deadline/5, 30*time.Second)
+	return deadline - margin, margin
+}
+
+// stagger is the time between the starts of two cards.
+func stagger(spec burnin.Spec) time.Duration { return min(spec.Duration/30, 2*time.Second) }
 
 // writeCards writes what the simulated libraries read: pci|model|uuid|vram|fault.
 func writeCards(path string, sim burnin.Simulation) error {
@@ -391,10 +406,8 @@ func merge(spec burnin.Spec, cards []inventory.GPU, results []burnin.Result) bur
 	var reasons []string
 	compare(spec, cards, results)
 	for i, r := range results {
-		if i == 0 || (!r.Started.IsZero() && r.Started.Before(out.Started)) {
-			if !r.Started.IsZero() {
-				out.Started = r.Started
-			}
+		if !r.Started.IsZero() && r.Started.Before(out.Started) {
+			out.Started = r.Started
 		}
 		// Our own kernels ran on the other cards: an error of one card alone is
 		// that card's (as with XID 13 and 31); on all of them it would be ours.
@@ -415,16 +428,18 @@ func merge(spec burnin.Spec, cards []inventory.GPU, results []burnin.Result) bur
 		if r.WorkUnit != "" {
 			out.Work, out.WorkUnit = out.Work+r.Work, r.WorkUnit
 		}
-		switch r.Status {
-		case burnin.Pass:
-		case burnin.Fail:
-			out.Status = burnin.Fail
+		if r.Status == burnin.Pass {
+			continue
+		}
+		// Without a driver every card says the same.
+		if !slices.Contains(reasons, r.Reason) {
 			reasons = append(reasons, r.Reason)
-		default:
-			if out.Status != burnin.Fail {
-				out.Status = burnin.Error
+		}
+		if out.Status != burnin.Fail {
+			out.Status = burnin.Error
+			if r.Status == burnin.Fail {
+				out.Status = burnin.Fail
 			}
-			reasons = append(reasons, r.Reason)
 		}
 	}
 	if len(reasons) == 0 {

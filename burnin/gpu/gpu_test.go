@@ -562,6 +562,19 @@ func TestOrphan(t *testing.T) {
 	}
 }
 
+// TestDeadlines: no profile may kill a worker that only does as it is told.
+func TestDeadlines(t *testing.T) {
+	for name, p := range burnin.Profiles() {
+		for _, s := range p.Checks {
+			worker, margin := limits(s)
+			const cards, startup = 16, 5 * time.Second
+			if need := s.Duration + cards*stagger(s) + startup; worker < need || worker+margin > s.Deadline {
+				t.Errorf("%s %s: a worker gets %s and needs %s", name, s.ID, worker, need)
+			}
+		}
+	}
+}
+
 func TestMerge(t *testing.T) {
 	card := func(addr, model string) inventory.GPU {
 		return inventory.GPU{PCI: inventory.PCI{Address: addr, Vendor: "10de", Device: "2204"}, Model: model}

@@ -304,6 +304,14 @@ func (w *worker) presence(lib *library) {
 			w.logf("GPU %s: %s, which inspection did not find", d.address, d.name)
 		}
 	}
+	for _, g := range w.Subject.Hardware.GPUs {
+		if g.Vendor == "1002" && !simulates(w.Subject, g.Address) {
+			// There is no load engine for AMD; whether that matters is for the
+			// class of the node to say. It must not look tested.
+			w.finding(burnin.Finding{Item: "GPU " + g.Address, Where: g.Slot, Name: "tested", Limit: "= 1", Status: burnin.Skip})
+			w.logf("GPU %s: %s: an AMD card, which is not tested", g.Address, g.Model)
+		}
+	}
 	w.res.WorkUnit = "cards"
 	w.res.Reason = fmt.Sprintf("%d of %d cards are there", int(w.res.Work), len(expected))
 }
