@@ -126,6 +126,15 @@ func TestJudge(t *testing.T) {
 		}, REPAIR, "link width 1", []string{"Reseat GPU RTX 3090 in slot 2: its link is too narrow (link width 1, limit >= 8); reseat it: card and slot can do x16"}},
 		{"pass with a failing finding", func(r *Report) { r.set(Disk, func(res *Result) { res.Findings[0].Status = Fail }) }, REPAIR, "disk failed", []string{"Check disk: disk errors 0, limit = 0"}},
 		{"pass that contradicts its limit", func(r *Report) { r.set(GPUCompute, func(res *Result) { res.Findings[1].Value = 90 }) }, REPAIR, "which it calls a pass", []string{"Check GPU RTX 3090 in slot 1: GPU 0000:01:00.0 temperature 90 C, limit <= 83"}},
+		{"error with a failing finding", func(r *Report) {
+			r.set(Disk, func(res *Result) {
+				res.Status, res.Reason = Error, "ran out of time"
+				res.Findings = []Finding{{Item: "disk S/N X", Name: "read errors", Value: 2, Limit: "= 0", Status: Fail, Cause: CauseDisk}}
+			})
+		}, REPAIR, "disk failed", []string{"Replace disk S/N X: it returned wrong data or errors (read errors 2, limit = 0)"}},
+		{"skip with a failing finding", func(r *Report) {
+			r.set(Disk, func(res *Result) { res.Status, res.Findings[0].Status = Skip, Fail })
+		}, REPAIR, "disk failed", []string{"Check disk: disk errors 0, limit = 0"}},
 		{"zero work", func(r *Report) { r.set(GPUCompute, func(res *Result) { res.Work = 0 }) }, REPAIR, "did no work", []string{"Check GPUs: within limits; it did no work"}},
 		{"NaN work", func(r *Report) { r.set(CPU, func(res *Result) { res.Work = math.NaN() }) }, REPAIR, "NaN", []string{"Check processor: within limits; the work it did is NaN"}},
 		{"infinite finding", func(r *Report) {
