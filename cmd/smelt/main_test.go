@@ -122,7 +122,7 @@ func fillStore(ctx context.Context, st *store.Store) error {
 	hw := &inventory.Hardware{
 		Board: inventory.Board{Vendor: "ASRock", Serial: "B1"},
 		GPUs:  []inventory.GPU{{PCI: inventory.PCI{Address: "0000:01:00.0", Link: inventory.PCILink{MaxWidth: 16}, Port: &inventory.Port{Link: inventory.PCILink{MaxWidth: 1}}}, Model: "RTX 3090"}},
-		Disks: []inventory.Disk{{Name: "sda", Model: "KINGSTON", DiskID: inventory.DiskID{Serial: "D1", Size: 240e9}, Signatures: []string{"ext4"}}},
+		Disks: []inventory.Disk{{Name: "sda", Model: "KINGSTON", DiskID: inventory.DiskID{Serial: "S3YJNX0K412", Size: 240e9}, Signatures: []string{"ext4"}}},
 	}
 	verdict := &inventory.Verdict{Target: "slurm-batch", Answer: "upgrade", Reasons: []inventory.Reason{
 		{Item: "pcie-link", Want: "x8", Got: "x1", Where: "slot 2", Fix: "move the card to a slot with 8 lanes", Part: "riser x16"}}}

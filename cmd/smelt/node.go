@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -217,11 +218,7 @@ func eventLine(e inventory.Event) string {
 
 // ask sends an action on a node, or only says what it would send.
 func (o *options) ask(c *cobra.Command, dry bool, node, verb string, params map[string]string, done string) error {
-	for k, v := range params {
-		if v == "" {
-			delete(params, k)
-		}
-	}
+	maps.DeleteFunc(params, func(_, v string) bool { return v == "" })
 	return o.call(c, func(ctx context.Context, cl *api.Client) error {
 		if dry {
 			v, err := cl.Node(ctx, inventory.NodeID(node))
@@ -233,11 +230,11 @@ func (o *options) ask(c *cobra.Command, dry bool, node, verb string, params map[
 }
 
 func newNodeApprove(o *options) *cobra.Command {
-	var image, profile, confirm string
+	var image, profile, wipe, target, force, confirm string
 	var allow []string
-	var dry bool
+	var all, dry bool
 	c := &cobra.Command{
-		Use: "approve NODE", Short: "Approve the conversion of a node: its disks will be wiped",
+		Use: "approve NODE", Short: "Approve the conversion of a node: a disk of it will be wiped",
 		Example: "  smelt node approve rig-01                     # shows the disks and asks for the name\n  smelt node approve rig-01 --confirm=rig-01    # in a script",
 		Args:    exactly("NODE"), ValidArgsFunction: o.nodeNames,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -246,32 +243,45 @@ func newNodeApprove(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				w := c.ErrOrStderr()
-				fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", args[0], dash(string(v.Node.Spec.Position)), v.Node.State)
-				hardware := ""
-				if h := v.Node.Hardware; h != nil {
-					hardware = h.Digest()
-					for _, d := range h.Disks {
-						what := "will be wiped"
-						if d.Removable {
-							what = "removable: left alone"
-						}
-						fmt.Fprintln(w, strings.Map(printable, fmt.Sprintf("  %s %d GB %s, %s, found on it: %s: %s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")), what)))
+				n, w := v.Node, c.ErrOrStderr()
+				targets, spared := api.Targets(n.Hardware)
+				if len(targets) == 0 {
+					return fmt.Errorf("%s is %s and has no disk that could take an image (%w): smelt node show %s", args[0], n.State, api.ErrConflict, args[0])
+				}
+				if target == "" {
+					target = targets[0].Key
+				}
+				fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", args[0], dash(string(n.Spec.Position)), n.State)
+				found := false
+				for _, t := range targets {
+					what := "left alone"
+					if all || t.Key == target {
+						what = "WILL BE WIPED"
 					}
+					found = found || t.Key == target
+					diskLine(w, t.Disk, what)
+				}
+				for _, d := range spared {
+					diskLine(w, d, "never touched")
+				}
+				if !found {
+					return usageError{fmt.Sprintf("%s has no disk %q", args[0], target), "smelt node show " + args[0]}
 				}
 				if dry {
 					return say(c, nil, "Would approve %s (dry run: nothing was done)", args[0])
 				}
-				if err := confirmed(c, confirm, args[0], "Approving "+args[0]+" wipes these disks."); err != nil {
+				if err := confirmed(c, confirm, args[0], "Approving "+args[0]+" wipes what is marked."); err != nil {
 					return err
 				}
-				// What the server checks is the hardware that was shown here.
-				params := map[string]string{"image": image, "profile": profile, "allow": strings.Join(allow, ","), "hardware": hardware, "confirm": args[0]}
-				for k, v := range params {
-					if v == "" {
-						delete(params, k)
-					}
+				// The server refuses when the hardware is no longer what was shown here.
+				params := map[string]string{
+					"image": image, "profile": profile, "wipe": wipe, "target": target, "force": force,
+					"allow": strings.Join(allow, ","), "hardware": n.Hardware.Digest(), "confirm": args[0],
 				}
+				if all {
+					params["disks"] = "all"
+				}
+				maps.DeleteFunc(params, func(_, v string) bool { return v == "" })
 				_, err = cl.Do(ctx, inventory.NodeID(args[0]), "approve", params)
 				return say(c, err, "%s approved. Watch it with: smelt node events %s --follow", args[0], args[0])
 			})
@@ -280,18 +290,26 @@ func newNodeApprove(o *options) *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&image, "image", "", "another image than its class has")
 	f.StringVar(&profile, "profile", "", "another burn-in profile than its class has")
+	f.StringVar(&wipe, "wipe", "", "another way to wipe than its class has: metadata, discard, overwrite or secure")
+	f.StringVar(&target, "target", "", "disk for the image: its serial, WWN or path; the largest one when left out")
+	f.BoolVar(&all, "all-disks", false, "wipe its other internal disks too")
 	f.StringSliceVar(&allow, "allow", nil, "foreign data that may be wiped too, for example zfs_member")
+	f.StringVar(&force, "force", "", "reason to convert it against its verdict")
 	f.StringVar(&confirm, "confirm", "", "the node's name, instead of typing it")
 	f.BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
 	return c
 }
 
+func diskLine(w io.Writer, d inventory.Disk, what string) {
+	fmt.Fprintln(w, strings.Map(printable, fmt.Sprintf("  %-13s %s %d GB %s, %s, found on it: %s", what, d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")))))
+}
+
 func newNodePower(o *options) *cobra.Command {
 	var confirm string
-	var dry bool
-	verbs := []string{"on", "off", "soft-off", "cycle"}
+	var dry, force bool
+	verbs := []string{"on", "off", "softoff", "cycle"}
 	c := &cobra.Command{
-		Use: "power NODE on|off|soft-off|cycle", Short: "Switch a node, and confirm that it switched", Args: exactly("NODE", "VERB"),
+		Use: "power NODE on|off|softoff|cycle", Short: "Switch a node, and confirm that it switched", Args: exactly("NODE", "VERB"),
 		ValidArgsFunction: func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
 				return verbs, cobra.ShellCompDirectiveNoFileComp
@@ -304,6 +322,9 @@ func newNodePower(o *options) *cobra.Command {
 				return usageError{fmt.Sprintf("power has no verb %q", verb), "use one of " + strings.Join(verbs, ", ")}
 			}
 			params := map[string]string{"verb": verb}
+			if force {
+				params["force"] = "yes"
+			}
 			if verb != "on" && !dry {
 				if err := confirmed(c, confirm, node, "Power "+verb+" stops what runs on "+node+"."); err != nil {
 					return err
@@ -314,6 +335,7 @@ func newNodePower(o *options) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&confirm, "confirm", "", "the node's name, instead of typing it")
+	c.Flags().BoolVar(&force, "force", false, "even if that cuts short a wipe, an image, a test or jobs")
 	c.Flags().BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
 	return c
 }

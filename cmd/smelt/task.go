@@ -86,7 +86,7 @@ func newTaskDone(o *options) *cobra.Command {
 			return o.call(c, func(ctx context.Context, cl *api.Client) error {
 				params := map[string]string{}
 				if note != "" {
-					params["note"] = note
+					params["outcome"] = note
 				}
 				_, err := cl.TaskDone(ctx, args[0], params)
 				return say(c, err, "Task %s is noted as done; its proof test follows.", args[0])

@@ -282,9 +282,15 @@ func (c *Client) Reports(ctx context.Context, node inventory.NodeID) (ReportList
 
 // Report returns one burn-in report.
 func (c *Client) Report(ctx context.Context, node inventory.NodeID, id string) (burnin.Report, error) {
-	var v burnin.Report
-	_, err := c.do(ctx, "GET", PathReports+"/"+url.PathEscape(string(node))+"/"+url.PathEscape(id)+".json", nil, &v)
-	return v, err
+	resp, err := c.send(ctx, "GET", PathReports+"/"+url.PathEscape(string(node))+"/"+url.PathEscape(id)+".json", nil, nil)
+	if err != nil {
+		return burnin.Report{}, err
+	}
+	defer resp.Body.Close()
+	if err := problem(resp); err != nil {
+		return burnin.Report{}, err
+	}
+	return burnin.ParseJSON(resp.Body)
 }
 
 // A Notice is one message of the stream of events: either an event or the

@@ -202,10 +202,10 @@ func (s *Server) act(ctx context.Context, by who, v verb, id inventory.NodeID, a
 	case "power":
 		switch a.Params["verb"] {
 		case "on":
-		case "off", "soft-off", "cycle":
+		case "off", "softoff", "cycle":
 			confirm = true
 		default:
-			return api.ActionResult{}, bad("power needs verb: on, off, soft-off or cycle", "smelt node power "+string(id)+" on")
+			return api.ActionResult{}, bad("power needs verb: on, off, softoff or cycle", "smelt node power "+string(id)+" on")
 		}
 	case "hold", "reject":
 		if strings.TrimSpace(a.Params["reason"]) == "" {
@@ -232,8 +232,8 @@ func (s *Server) taskDone(ctx context.Context, by who, id string, a api.Action) 
 		return api.ActionResult{}, &api.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no task %q", id), Next: "smelt task list"}
 	}
 	params := map[string]string{"task": id}
-	if note := a.Params["note"]; note != "" && len(note) <= 1000 {
-		params["note"] = note
+	if o := a.Params["outcome"]; o != "" && len(o) <= 1000 {
+		params["outcome"] = o
 	}
 	return s.submit(ctx, store.Intent{ID: a.ID, Node: tasks[i].Node, Verb: "task-done", Params: params}, by, "smelt task show "+id)
 }

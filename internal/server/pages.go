@@ -81,10 +81,7 @@ func (s *Server) drawNode(w http.ResponseWriter, r *http.Request, by who, status
 		s.nodeFailure(w, r, err)
 		return
 	}
-	wipe, spare := disks(v.Node)
-	s.html(w, r, status, func(b io.Writer) error {
-		return s.pages.Node(b, web.Node{Head: h, View: v, Wipe: wipe, Spare: spare})
-	})
+	s.html(w, r, status, func(b io.Writer) error { return s.pages.Node(b, h, v) })
 }
 
 func (s *Server) queuePage(w http.ResponseWriter, r *http.Request, by who) {
@@ -98,41 +95,20 @@ func (s *Server) queuePage(w http.ResponseWriter, r *http.Request, by who) {
 		s.failure(w, r, err)
 		return
 	}
-	q := web.Queue{Head: h}
+	var waiting []api.NodeView
 	for _, v := range views {
 		if st := v.Node.State; st == inventory.Discovered || st == inventory.Inspected {
-			wipe, spare := disks(v.Node)
-			q.Items = append(q.Items, web.Candidate{View: v, Wipe: wipe, Spare: spare})
+			waiting = append(waiting, v)
 		}
 	}
 	// What can be decided now comes first, the longest waiting at the top.
-	slices.SortStableFunc(q.Items, func(a, b web.Candidate) int {
-		if x, y := a.View.Node.State, b.View.Node.State; x != y {
+	slices.SortStableFunc(waiting, func(a, b api.NodeView) int {
+		if x, y := a.Node.State, b.Node.State; x != y {
 			return int(y) - int(x)
 		}
-		return a.View.Node.Since.Compare(b.View.Node.Since)
+		return a.Node.Since.Compare(b.Node.Since)
 	})
-	s.html(w, r, http.StatusOK, func(b io.Writer) error { return s.pages.Queue(b, q) })
-}
-
-// disks splits the disks of a node into those that its conversion wipes and
-// those it leaves alone: what a plan says where there is one.
-func disks(n inventory.Node) (wipe, spare []inventory.Disk) {
-	if n.Hardware == nil {
-		return nil, nil
-	}
-	for _, d := range n.Hardware.Disks {
-		named := !d.Removable
-		if n.Plan != nil {
-			named = slices.ContainsFunc(n.Plan.Disks, func(id inventory.DiskID) bool { return id.Same(d.DiskID) })
-		}
-		if named {
-			wipe = append(wipe, d)
-		} else {
-			spare = append(spare, d)
-		}
-	}
-	return wipe, spare
+	s.html(w, r, http.StatusOK, func(b io.Writer) error { return s.pages.Queue(b, h, waiting) })
 }
 
 func (s *Server) tasksPage(w http.ResponseWriter, r *http.Request, by who) {

@@ -34,13 +34,13 @@ type verb struct {
 
 // verbs are the actions on nodes, in the order pages and documents show them.
 var verbs = []verb{
-	{"approve", Operator, "Approve the conversion of a node: its disks will be wiped", []string{"image", "profile", "wipe", "allow", "hardware", "confirm"}, true},
+	{"approve", Operator, "Approve the conversion of a node: its disks will be wiped", []string{"image", "profile", "wipe", "target", "disks", "allow", "force", "reason", "hardware", "confirm"}, true},
 	{"reject", Operator, "Reject a node: it is never offered anything but its own disk", []string{"reason"}, false},
 	{"retire", Operator, "Retire a node", []string{"reason", "confirm"}, true},
 	{"hold", Technician, "Hold a node: nothing touches it until the same kind of owner lifts it", []string{"reason"}, false},
 	{"release", Technician, "Lift a hold", []string{"reason"}, false},
 	{"reinspect", Technician, "Inspect a node again", []string{"reason"}, false},
-	{"power", Technician, "Switch a node: verb is on, off, soft-off or cycle; all but on need confirm", []string{"verb", "confirm"}, false},
+	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
 }
 
 func verbOf(name string) (verb, bool) {

@@ -131,7 +131,7 @@ func newSite(t *testing.T) *site {
 	}
 	hw := inventory.Hardware{
 		Board: inventory.Board{Serial: "S1"},
-		Disks: []inventory.Disk{{Name: "sda", DiskID: inventory.DiskID{Serial: "D1", Size: 1 << 38}}, {Name: "sdb", Removable: true, DiskID: inventory.DiskID{Serial: "USB", Size: 1 << 33}}},
+		Disks: []inventory.Disk{{Name: "sda", DiskID: inventory.DiskID{Serial: "S3YJNX0K412", Size: 1 << 38}}, {Name: "sdb", Removable: true, DiskID: inventory.DiskID{Serial: "USB", Size: 1 << 33}}},
 	}
 	n := inventory.Node{}
 	events := []inventory.Event{
@@ -304,7 +304,7 @@ func TestActions(t *testing.T) {
 		{"/api/v1/nodes/rig-99/approve", `{"params":{"confirm":"rig-99"}}`, 404, "smelt node list"},
 		{"/api/v1/nodes/rig-01/approve", `{}`, 422, "confirm rig-01"},
 		{"/api/v1/nodes/rig-01/approve", `{"params":{"confirm":"rig-02"}}`, 422, "confirm rig-01"},
-		{"/api/v1/nodes/rig-01/approve", `{"params":{"confirm":"rig-01","force":"yes"}}`, 422, `takes no parameter \"force\"`},
+		{"/api/v1/nodes/rig-01/approve", `{"params":{"confirm":"rig-01","sudo":"yes"}}`, 422, `takes no parameter \"sudo\"`},
 		{"/api/v1/nodes/rig-01/approve", `{"params":{"confirm":"rig-01","hardware":"stale"}}`, 409, "no longer what you were shown"},
 		{"/api/v1/nodes/rig-01/approve", `{"id":"a1","params":{"confirm":"rig-01","hardware":"` + digest + `"}}`, 200, `"done":true`},
 		{"/api/v1/nodes/rig-01/approve", `{"id":"../x","params":{"confirm":"rig-01"}}`, 422, "the id of an action"},
@@ -614,9 +614,9 @@ func TestAgent(t *testing.T) {
 	if err := x.Store.PutAgent(ctx, store.Agent{Session: hash("tok"), Node: "rig-01", Mode: "convert", Expires: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)
 	}
-	plan := inventory.Plan{Run: "run1", Image: "d1ge57", Wipe: "discard", Disks: []inventory.DiskID{{Serial: "D1", Size: 5}}, Target: inventory.DiskID{Serial: "D1", Size: 5}, Allow: []string{"zfs_member"}}
+	plan := inventory.Plan{Run: "run1", Image: "d1ge57", Wipe: "discard", Disks: []inventory.DiskID{{Serial: "S3YJNX0K412", Size: 5}}, Target: inventory.DiskID{Serial: "S3YJNX0K412", Size: 5}, Allow: []string{"zfs_member"}}
 	x.fake.setOrder(convert.Order{ID: "o1", Kind: "wipe", Fence: 7, Plan: &plan})
-	if resp, body := x.ask(t, "GET", x.agent.URL+api.PathOrder, "tok", ""); resp.StatusCode != 200 || !strings.Contains(body, `"wipe":{"level":"discard","disks":[{"serial":"D1","size":5}],"allow":["zfs_member"]}`) || strings.Contains(body, `"image":`) {
+	if resp, body := x.ask(t, "GET", x.agent.URL+api.PathOrder, "tok", ""); resp.StatusCode != 200 || !strings.Contains(body, `"wipe":{"level":"discard","disks":[{"serial":"S3YJNX0K412","size":5}],"allow":["zfs_member"]}`) || strings.Contains(body, `"image":`) {
 		t.Errorf("wipe order: %s", body)
 	}
 	if resp, _ := x.ask(t, "PUT", x.agent.URL+api.PathChunks, "tok", "x"); resp.StatusCode != 409 {
@@ -656,7 +656,7 @@ func TestAgent(t *testing.T) {
 			t.Errorf("progress %.40s: %d, want %d", body, resp.StatusCode, want)
 		}
 	}
-	if resp, _ := x.ask(t, "POST", x.agent.URL+api.PathResult, "tok", `{"order":"o2","ok":true,"wiped":[{"disk":{"serial":"D1","size":5},"level":"discard","took":1000000000}]}`); resp.StatusCode != 204 || x.fake.results[0].Evidence["wiped serial D1"] != "discard in 1s" {
+	if resp, _ := x.ask(t, "POST", x.agent.URL+api.PathResult, "tok", `{"order":"o2","ok":true,"wiped":[{"disk":{"serial":"S3YJNX0K412","size":5},"level":"discard","took":1000000000}]}`); resp.StatusCode != 204 || x.fake.results[0].Evidence["wiped disk with serial S3YJNX0K412"] != "discard in 1s" {
 		t.Errorf("result: %d %+v", resp.StatusCode, x.fake.results)
 	}
 	if resp, _ := x.ask(t, "POST", x.agent.URL+api.PathPermit, "tok", `{"id":"p1"}`); resp.StatusCode != 200 {

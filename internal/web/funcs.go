@@ -13,7 +13,7 @@ import (
 
 var funcs = template.FuncMap{
 	"ago": ago, "span": span, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
-	"mark": mark, "kindOf": kindOf, "link": link, "foreign": foreign, "lower": strings.ToLower,
+	"mark": mark, "kindOf": kindOf, "link": link, "foreign": api.Foreign, "lower": strings.ToLower,
 	"history": history, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
 	"id":    api.NewID, // of an action: a form sent twice acts once
 	"rate":  func(b float64) string { return size(int64(b)) + "/s" },
@@ -130,18 +130,6 @@ func link(g inventory.GPU) string {
 		s += fmt.Sprintf(" at %g GT/s", g.Link.CurrentSpeed)
 	}
 	return s
-}
-
-// foreign lists the signatures on a disk that somebody may still need.
-func foreign(d inventory.Disk) []string {
-	var out []string
-	for _, s := range d.Signatures {
-		switch s {
-		case "zfs_member", "LVM2_member", "ceph_bluestore", "linux_raid_member", "BitLocker", "crypto_LUKS", "drbd", "bcache":
-			out = append(out, s)
-		}
-	}
-	return out
 }
 
 func short(digest string) string {

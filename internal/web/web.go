@@ -117,18 +117,45 @@ func (p *Pages) Login(w io.Writer, l Login) error {
 	return p.draw(w, "login", l)
 }
 
-// A Node is everything of one node.
-type Node struct {
+// A Candidate is a node with what its approval would do to its disks.
+type Candidate struct {
 	Head
-	View  api.NodeView
-	Wipe  []inventory.Disk // that approval would wipe
-	Spare []inventory.Disk // that it would leave alone
+	View   api.NodeView
+	Wipe   []api.Target // one of these
+	Spared []inventory.Disk
+}
+
+func candidate(h Head, v api.NodeView) Candidate {
+	c := Candidate{Head: h, View: v}
+	c.Wipe, c.Spared = api.Targets(v.Node.Hardware)
+	return c
+}
+
+// MayApprove tells whether the node is where a person can approve it.
+func (c Candidate) MayApprove() bool {
+	n := c.View.Node
+	return c.MayRule && n.Hardware != nil && n.Verdict != nil && n.Hold == nil && !n.Spec.Protect &&
+		(n.State == inventory.Inspected || n.State == inventory.NeedsWork)
+}
+
+// Against tells whether approval goes against the verdict and needs a reason.
+func (c Candidate) Against() bool {
+	return c.View.Node.Verdict != nil && c.View.Node.Verdict.Answer != "convert"
+}
+
+// MayInspect tells whether another inspection makes sense.
+func (c Candidate) MayInspect() bool {
+	switch c.View.Node.State {
+	case inventory.Discovered, inventory.Inspected, inventory.NeedsWork, inventory.Retired, inventory.Rejected:
+		return true
+	}
+	return false
 }
 
 // Node draws the page of one node.
-func (p *Pages) Node(w io.Writer, n Node) error {
-	n.Title = string(n.View.Node.ID)
-	return p.draw(w, "node", n)
+func (p *Pages) Node(w io.Writer, h Head, v api.NodeView) error {
+	h.Title = string(v.Node.ID)
+	return p.draw(w, "node", candidate(h, v))
 }
 
 // A Queue is the nodes that wait for approval.
@@ -138,18 +165,16 @@ type Queue struct {
 	More  int // not shown
 }
 
-// A Candidate is one node of the queue.
-type Candidate struct {
-	View        api.NodeView
-	Wipe, Spare []inventory.Disk
-}
-
 // Queue draws the discovery queue.
-func (p *Pages) Queue(w io.Writer, q Queue) error {
-	q.Title, q.Active = "Queue", "queue"
-	if len(q.Items) > queueShown {
-		q.More = len(q.Items) - queueShown
-		q.Items = q.Items[:queueShown]
+func (p *Pages) Queue(w io.Writer, h Head, waiting []api.NodeView) error {
+	h.Title, h.Active = "Queue", "queue"
+	q := Queue{Head: h}
+	for i, v := range waiting {
+		if i == queueShown {
+			q.More = len(waiting) - queueShown
+			break
+		}
+		q.Items = append(q.Items, candidate(h, v))
 	}
 	return p.draw(w, "queue", q)
 }
