@@ -262,7 +262,7 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 		// own reboot included, follows the standing one.
 		if err := m.setIndex(ctx, m.order()); err != nil {
 			m.kill()
-			return fmt.Errorf("%s: power on: boot order: %w", m, err)
+			return fmt.Errorf("%s: power on: %w", m, err)
 		}
 	}
 	return nil
@@ -329,7 +329,7 @@ func (m *Machine) setIndex(ctx context.Context, b Boot) error {
 		"path": "/machine/peripheral/nic0", "property": "bootindex", "value": index,
 	}})
 	if err != nil {
-		return err
+		return fmt.Errorf("boot order: %w", err)
 	}
 	m.nic = index
 	return nil
@@ -359,29 +359,37 @@ func (m *Machine) Reset(ctx context.Context) error {
 	if !m.running() {
 		return nil
 	}
+	if err := m.reset(ctx); err != nil && !m.ending() {
+		return fmt.Errorf("%s: reset: %w", m, err)
+	}
+	return nil
+}
+
+func (m *Machine) reset(ctx context.Context) error {
 	b := m.order()
 	if m.once != 0 {
 		b = m.once
 	}
 	if err := m.setIndex(ctx, b); err != nil {
-		return fmt.Errorf("%s: reset: boot order: %w", m, err)
+		return err
 	}
-	if _, err := qmp(ctx, m.Monitor(), qmpCommand{Execute: "system_reset"}); err != nil {
-		return fmt.Errorf("%s: reset: %w", m, err)
+	// The answer comes before the reset, the event after the firmware has got
+	// its boot order.
+	if _, err := qmp(ctx, m.Monitor(), qmpCommand{Execute: "system_reset", until: "RESET"}); err != nil {
+		return err
 	}
 	m.once = 0
-	if b == m.order() {
-		return nil
+	return m.setIndex(ctx, m.order())
+}
+
+// ending tells whether QEMU is on its way out: its socket goes before the
+// process does.
+func (m *Machine) ending() bool {
+	select {
+	case <-m.done:
+	case <-time.After(time.Second):
 	}
-	// system_reset is a request that the main loop serves; query-status after
-	// it is answered by the same loop, later.
-	if _, err := qmp(ctx, m.Monitor(), qmpCommand{Execute: "query-status"}); err != nil {
-		return fmt.Errorf("%s: reset: %w", m, err)
-	}
-	if err := m.setIndex(ctx, m.order()); err != nil {
-		return fmt.Errorf("%s: reset: boot order: %w", m, err)
-	}
-	return nil
+	return !m.running()
 }
 
 // Shutdown presses the ACPI power button.
@@ -391,7 +399,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if !m.running() {
 		return nil
 	}
-	if _, err := qmp(ctx, m.Monitor(), qmpCommand{Execute: "system_powerdown"}); err != nil && m.running() {
+	if _, err := qmp(ctx, m.Monitor(), qmpCommand{Execute: "system_powerdown"}); err != nil && !m.ending() {
 		return fmt.Errorf("%s: shutdown: %w", m, err)
 	}
 	return nil
@@ -443,8 +451,8 @@ func (m *Machine) SetBoot(ctx context.Context, b Boot, once bool) error {
 	if !m.running() {
 		return nil
 	}
-	if err := m.setIndex(ctx, b); err != nil {
-		return fmt.Errorf("%s: boot order: %w", m, err)
+	if err := m.setIndex(ctx, b); err != nil && !m.ending() {
+		return fmt.Errorf("%s: %w", m, err)
 	}
 	return nil
 }
@@ -475,4 +483,29 @@ func (t *tail) String() string {
 		return s
 	}
 	return "nothing"
+}
+
+// PoliteDisk is a disk image without a system: its boot sector waits for the
+// power button and then powers off, for tests of power control that need no
+// kernel. SeaBIOS sets q35's ACPI registers at 0x600 (status, enable) and
+// 0x604 (control).
+func PoliteDisk() []byte {
+	b := make([]byte, 1<<20)
+	copy(b, []byte{
+		0xfb,             // sti
+		0xba, 0x02, 0x06, // mov dx, 0x602
+		0xb8, 0x00, 0x01, // mov ax, PWRBTN_EN
+		0xef,             // out dx, ax
+		0xba, 0x00, 0x06, // mov dx, 0x600
+		0xf4,             // hlt, until the timer ticks
+		0xed,             // in ax, dx
+		0xf6, 0xc4, 0x01, // test ah, PWRBTN_STS
+		0x74, 0xf9, // jz hlt
+		0xba, 0x04, 0x06, // mov dx, 0x604
+		0xb8, 0x00, 0x20, // mov ax, SLP_EN, S5
+		0xef,       // out dx, ax
+		0xeb, 0xfe, // jmp itself
+	})
+	b[510], b[511] = 0x55, 0xaa
+	return b
 }

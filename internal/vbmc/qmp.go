@@ -30,14 +30,14 @@ func qmp(ctx context.Context, socket string, commands ...qmpCommand) (json.RawMe
 	lines := bufio.NewScanner(c)
 	lines.Buffer(nil, maxQMP)
 	var last json.RawMessage
-	if _, err := answer(lines, "QMP"); err != nil {
+	if _, err := answer(lines, "QMP", ""); err != nil {
 		return nil, err
 	}
 	for _, cmd := range append([]qmpCommand{{Execute: "qmp_capabilities"}}, commands...) {
 		if err := json.NewEncoder(c).Encode(cmd); err != nil {
 			return nil, fmt.Errorf("monitor: %s: %w", cmd.Execute, err)
 		}
-		if last, err = answer(lines, "return"); err != nil {
+		if last, err = answer(lines, "return", cmd.until); err != nil {
 			return nil, fmt.Errorf("monitor: %s: %w", cmd.Execute, err)
 		}
 	}
@@ -47,10 +47,13 @@ func qmp(ctx context.Context, socket string, commands ...qmpCommand) (json.RawMe
 type qmpCommand struct {
 	Execute   string         `json:"execute"`
 	Arguments map[string]any `json:"arguments,omitempty"`
+	until     string         // the event to wait for beside the answer
 }
 
-// answer reads lines up to the one that has key, passing over events.
-func answer(lines *bufio.Scanner, key string) (json.RawMessage, error) {
+// answer reads lines up to the one that has key, and on to the event unless
+// that came before. Other events are passed over.
+func answer(lines *bufio.Scanner, key, event string) (json.RawMessage, error) {
+	var found json.RawMessage
 	for lines.Scan() {
 		var m map[string]json.RawMessage
 		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
@@ -64,7 +67,13 @@ func answer(lines *bufio.Scanner, key string) (json.RawMessage, error) {
 			return nil, fmt.Errorf("QEMU refused: %s", q.Desc)
 		}
 		if v, ok := m[key]; ok {
-			return v, nil
+			found = v
+		}
+		if string(m["event"]) == `"`+event+`"` {
+			event = ""
+		}
+		if found != nil && event == "" {
+			return found, nil
 		}
 	}
 	if err := lines.Err(); err != nil {

@@ -184,10 +184,7 @@ func TestMachine(t *testing.T) {
 	need(t, "qemu-system-x86_64", "qemu-system-x86")
 	dir := shortDir(t)
 	disk := filepath.Join(dir, "disk")
-	mbr := make([]byte, 1<<20)
-	copy(mbr, []byte{0xf4, 0xeb, 0xfd}) // hlt; jmp hlt
-	mbr[510], mbr[511] = 0x55, 0xaa
-	if err := os.WriteFile(disk, mbr, 0o600); err != nil {
+	if err := os.WriteFile(disk, PoliteDisk(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	m := &Machine{
@@ -230,9 +227,6 @@ func TestMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, 30*time.Second, "network once at a reset", said(fromNIC, 2))
-	if err := m.Shutdown(ctx); err != nil { // nobody listens to the button
-		t.Fatal(err)
-	}
 	pid := m.Pid()
 	if err := m.PowerOff(ctx); err != nil || m.Running() {
 		t.Fatalf("power off: %v, running %v", err, m.Running())
@@ -243,6 +237,16 @@ func TestMachine(t *testing.T) {
 	if err := m.Reset(ctx); err != nil || m.Running() {
 		t.Error("a reset started a machine that is off")
 	}
+	if err := m.PowerOn(ctx); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 30*time.Second, "disk again", said(fromDisk, 2))
+	within(t, 30*time.Second, "off by the button", func() bool {
+		if err := m.Shutdown(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return !m.Running()
+	})
 }
 
 func TestMachineThatCannotStart(t *testing.T) {
