@@ -133,9 +133,13 @@ type GPU struct {
 }
 
 // LinkWidth is the width this GPU can really use: the smaller of what the card
-// and what its slot can do, 0 when neither is known.
+// and what its slot can do, 0 when neither is known. Of a simulated card only
+// the slot counts: QEMU's endpoints all claim one lane.
 func (g GPU) LinkWidth() int {
 	w := g.Link.MaxWidth
+	if g.Simulated {
+		w = 0
+	}
 	if g.Port != nil && g.Port.Link.MaxWidth > 0 && (w == 0 || g.Port.Link.MaxWidth < w) {
 		w = g.Port.Link.MaxWidth
 	}
