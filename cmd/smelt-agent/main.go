@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"smelt/internal/agent"
-	"smelt/internal/api"
 	"smelt/internal/initramfs"
 	"smelt/internal/inspect"
 	"smelt/internal/pid1"
@@ -90,7 +88,7 @@ func ram(log *slog.Logger) (int, error) {
 	modules.Coldplug(log)
 	devices.Settle(300*time.Millisecond, 10*time.Second)
 	// Every disk is read-only from here on; those that appear later, too.
-	if err := pid1.SealAll(); err != nil {
+	if err := devices.SealAll(); err != nil {
 		return 1, fmt.Errorf("disks are not read-only: %w", err)
 	}
 	go func() { _ = devices.Run(ctx) }()
@@ -110,8 +108,8 @@ func ram(log *slog.Logger) (int, error) {
 		Nonce:     cmd.Nonce,
 		StateDir:  "/run/smelt",
 		System:    inspect.System{PermanentMAC: inspect.PermanentMAC},
-		Seal:      pid1.Seal,
-		Unseal:    pid1.Unseal,
+		Seal:      devices.Seal,
+		Unseal:    devices.Unseal,
 		Log:       log,
 	})
 	if err != nil {
@@ -139,13 +137,9 @@ func keys(in [][]byte) []ed25519.PublicKey {
 func installed(log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	b, err := os.ReadFile(handoff)
+	h, err := agent.ReadHandoff(handoff)
 	if err != nil {
 		return fmt.Errorf("this machine was not converted by Smelt: %w", err)
-	}
-	var h api.Handoff
-	if err := json.Unmarshal(b, &h); err != nil {
-		return fmt.Errorf("%s: %v", handoff, err)
 	}
 	a, err := agent.New(agent.Config{
 		Version:   version,
@@ -153,7 +147,8 @@ func installed(log *slog.Logger) error {
 		Server:    h.Server,
 		Pin:       h.Pin,
 		SiteKey:   h.SiteKey,
-		Handoff:   &h,
+		Handoff:   &h.Handoff,
+		ImageBase: h.Base,
 		StateDir:  stateDir,
 		System:    inspect.System{PermanentMAC: inspect.PermanentMAC},
 		GPUHelper: helper,

@@ -52,6 +52,7 @@ type Config struct {
 	// where disks are not sealed.
 	Seal, Unseal func(disk string) error
 	GPUHelper    string // path of smelt-gpu
+	ImageBase    string // image store this machine was written from, for the network check
 	Log          *slog.Logger
 }
 
@@ -109,6 +110,9 @@ func New(c Config) (*Agent, error) {
 	if c.Seal == nil || c.Unseal == nil {
 		c.Seal = func(string) error { return nil }
 		c.Unseal = c.Seal
+	}
+	if c.System.Signatures == nil {
+		c.System.Signatures = signatures
 	}
 	st, err := openState(c.StateDir)
 	if err != nil {
@@ -387,8 +391,11 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		refused = time.Time{}
 		after = o.ID
 		switch {
-		case job != nil && (o.ID == job.order.ID || o.Kind == api.OrderWait && o.Fence <= job.order.Fence):
+		case job != nil && o.ID == job.order.ID:
 			// still at it
+		case job != nil && o.Kind == api.OrderWait && o.Fence <= job.order.Fence && !destructive(job.order):
+			// Nothing new: what runs may end. A write, though, stops at once:
+			// somebody holds the machine, or stopped everything.
 		case o.Kind == api.OrderWait:
 			if ok, err := a.state.raise(o.Fence); !ok || err != nil {
 				a.log.Warn("order to wait", "fence", o.Fence, "err", err)
@@ -460,9 +467,18 @@ func (a *Agent) do(ctx context.Context, o api.Order) End {
 	if err := a.state.update(func(v *stateFile) { v.Last, v.Acked = &r, false }); err != nil {
 		a.log.Warn("result is not stored", "err", err)
 	}
+	end := endOf(o, r)
+	if end != 0 {
+		// Ending the machine does not wait for a server that is gone.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+	}
 	a.deliver(ctx, r)
-	return endOf(o, r)
+	return end
 }
+
+func destructive(o api.Order) bool { return o.Kind == api.OrderWipe || o.Kind == api.OrderImage }
 
 func endOf(o api.Order, r api.Result) End {
 	if !r.OK {

@@ -33,18 +33,23 @@ func (s System) Disks() []inventory.Disk {
 		parts := s.partitions(name)
 		d.InUse = s.inUse(used, name) || slices.ContainsFunc(parts, func(p string) bool { return s.inUse(used, p) })
 		if s.Signatures != nil {
-			for _, n := range append([]string{name}, parts...) {
-				for _, sig := range s.signatures(n) {
-					if !slices.Contains(d.Signatures, sig) {
-						d.Signatures = append(d.Signatures, sig)
-					}
-				}
+			sigs, err := s.signatures(d)
+			if err != nil {
+				sigs = append(sigs, Unreadable)
 			}
+			d.Signatures = sigs
 		}
 		out = append(out, d)
 	}
+	// Kernel names change between boots and kernels; where a disk is plugged in
+	// does not.
+	slices.SortStableFunc(out, func(a, b inventory.Disk) int { return strings.Compare(a.Path, b.Path) })
 	return out
 }
+
+// Unreadable stands among the signatures of a disk whose contents cannot be
+// looked at: nothing found must not mean could not look.
+const Unreadable = "unreadable"
 
 func (s System) disk(name string) inventory.Disk {
 	dir := filepath.Join("sys/block", name)
@@ -188,17 +193,13 @@ func (s System) partitions(disk string) []string {
 	return out
 }
 
-func (s System) signatures(name string) []string {
-	f, err := os.Open(s.path("dev", name))
+func (s System) signatures(d inventory.Disk) ([]string, error) {
+	f, err := os.Open(s.path("dev", d.Name))
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer f.Close()
-	n, ok := s.number("sys/class/block", name, "size")
-	if !ok || n <= 0 || n > 1<<53 {
-		return nil
-	}
-	return s.Signatures(f, n*512)
+	return s.Signatures(f, d.Size)
 }
 
 // used lists the device numbers and names that are mounted or swapped to.

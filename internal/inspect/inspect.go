@@ -23,8 +23,8 @@ import (
 // System is the machine to look at.
 type System struct {
 	Root string // "" or "/" is this machine
-	// Signatures names what is on a disk or partition; nil finds nothing.
-	Signatures func(r io.ReaderAt, size int64) []string
+	// Signatures names what is on a disk and its partitions; nil finds nothing.
+	Signatures func(r io.ReaderAt, size int64) ([]string, error)
 	// PermanentMAC asks the driver of a card for its burnt-in address; nil
 	// takes the current one.
 	PermanentMAC func(card string) (inventory.MAC, error)
@@ -164,6 +164,9 @@ func (s System) Hardware() inventory.Hardware {
 	}
 	h.Disks = s.Disks()
 	for _, d := range h.Disks {
+		if slices.Contains(d.Signatures, Unreadable) {
+			miss("contents of disk " + d.Name)
+		}
 		if d.Serial == "" && d.WWN == "" {
 			miss("serial of disk " + d.Name)
 		}

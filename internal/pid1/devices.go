@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ type Devices struct {
 
 	sock int
 	last time.Time
+
+	mu   sync.Mutex
+	open map[string]bool // disks that Unseal opened
 }
 
 // Listen opens the socket. What appears from now on is not missed.
@@ -68,7 +72,7 @@ func (d *Devices) once() {
 	n, from, err := unix.Recvfrom(d.sock, b[:], 0)
 	if errors.Is(err, unix.ENOBUFS) {
 		// Announcements were lost: look at everything.
-		_ = SealAll()
+		_ = d.SealAll()
 		d.Modules.Coldplug(d.Log)
 		d.last = time.Now()
 		return
@@ -86,13 +90,52 @@ func (d *Devices) once() {
 	}
 	d.last = time.Now()
 	if ev["SUBSYSTEM"] == "block" && ev["ACTION"] == "add" {
-		if err := Seal(filepath.Base(ev["DEVPATH"])); err != nil {
-			d.Log.Warn("disk could not be set read-only", "disk", filepath.Base(ev["DEVPATH"]), "err", err)
-		}
+		d.appeared(ev["DEVPATH"], ev["DEVTYPE"])
 	}
 	if a := ev["MODALIAS"]; a != "" && ev["ACTION"] == "add" {
 		d.Modules.Plug(a, d.Log)
 	}
+}
+
+// appeared seals a new disk or partition, unless its disk is being written.
+func (d *Devices) appeared(devpath, kind string) {
+	name := filepath.Base(devpath)
+	disk := name
+	if kind == "partition" {
+		disk = filepath.Base(filepath.Dir(devpath))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open[disk] {
+		return
+	}
+	if err := setReadOnly(name, 1); err != nil {
+		d.Log.Warn("disk could not be set read-only", "disk", name, "err", err)
+	}
+}
+
+// Seal sets one disk and its partitions read-only in the kernel.
+func (d *Devices) Seal(disk string) error { return d.set(disk, 1) }
+
+// Unseal lifts Seal, also for partitions that appear while the disk is open.
+func (d *Devices) Unseal(disk string) error { return d.set(disk, 0) }
+
+func (d *Devices) set(disk string, ro int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open == nil {
+		d.open = map[string]bool{}
+	}
+	d.open[disk] = ro == 0
+	errs := []error{setReadOnly(disk, ro)}
+	parts, err := filepath.Glob(filepath.Join("/sys/block", disk, disk+"*"))
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		errs = append(errs, setReadOnly(filepath.Base(p), ro))
+	}
+	return errors.Join(errs...)
 }
 
 // parseUevent reads "add@/devices/...\0KEY=value\0...".
@@ -106,28 +149,32 @@ func parseUevent(b []byte) map[string]string {
 	return out
 }
 
-// SealAll sets every disk and partition read-only in the kernel. The agent
-// lifts it from one disk with Unseal, when a permit for that disk was used.
-func SealAll() error {
+// SealAll sets every disk and partition read-only in the kernel that Unseal has
+// not opened.
+func (d *Devices) SealAll() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	names, err := os.ReadDir("/sys/class/block")
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, n := range names {
-		if err := Seal(n.Name()); err != nil {
+		real, err := filepath.EvalSymlinks(filepath.Join("/sys/class/block", n.Name()))
+		if err != nil {
+			continue // gone again
+		}
+		if d.open[n.Name()] || d.open[filepath.Base(filepath.Dir(real))] {
+			continue
+		}
+		if err := setReadOnly(n.Name(), 1); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Seal sets one block device read-only in the kernel (blockdev --setro).
-func Seal(name string) error { return setReadOnly(name, 1) }
-
-// Unseal is the inverse of Seal.
-func Unseal(name string) error { return setReadOnly(name, 0) }
-
+// setReadOnly is blockdev --setro and --setrw.
 func setReadOnly(name string, ro int) error {
 	if strings.HasPrefix(name, "ram") || strings.HasPrefix(name, "zram") {
 		return nil
