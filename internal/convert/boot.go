@@ -88,6 +88,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if err != nil {
 		return pxe.Boot{}, err
 	}
+	c.boundary(n.ID, "nonce made: "+mode)
 	b.Args = append(append([]string(nil), c.Config.Boot.Args...),
 		"smelt.server="+c.Site.Server, "smelt.nonce="+secret, "smelt.mode="+mode,
 		// The form of pxelinux: hardware type 1, then the address.

@@ -65,7 +65,9 @@ func (t *turn) prepare() error {
 	}
 	d, since := t.Join, t.n.Since
 	t.start("prepare", func(ctx context.Context) func(*turn) error {
+		t.boundary(m.Node, "before prepare")
 		err := d.Prepare(ctx, m)
+		t.boundary(m.Node, "after prepare")
 		return func(t *turn) error {
 			if !t.n.Since.Equal(since) {
 				return nil
@@ -88,7 +90,8 @@ func (t *turn) admit() {
 	d, id, since := t.Join, t.n.ID, t.n.Since
 	report := t.n.Report
 	t.start("admit", func(ctx context.Context) func(*turn) error {
-		proof, why, pause := admit(ctx, d, id, "passed burn-in, report "+report)
+		at := func(what string) { t.boundary(id, what) }
+		proof, why, pause := admit(ctx, d, id, "passed burn-in, report "+report, at)
 		return func(t *turn) error {
 			if !t.n.Since.Equal(since) {
 				return nil
@@ -105,7 +108,7 @@ func (t *turn) admit() {
 }
 
 // admit returns the output of the job that ran, or why none did.
-func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason string) (proof, why string, pause time.Duration) {
+func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason string, at func(string)) (proof, why string, pause time.Duration) {
 	s, err := d.Observe(ctx, id)
 	switch {
 	case err != nil:
@@ -122,10 +125,12 @@ func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason strin
 		if err := d.Hold(ctx, id, reason); err != nil {
 			return "", fmt.Sprintf("%s: %v", d, err), clusterPause
 		}
+		at("held with its reason")
 		if err := d.Release(ctx, id); err != nil {
 			return "", fmt.Sprintf("%s: %v", d, err), clusterPause
 		}
 	}
+	at("released")
 	out, err := d.Verify(ctx, id)
 	if err != nil {
 		// A node that fails its first job takes no second one from somebody else.
@@ -134,6 +139,7 @@ func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason strin
 		}
 		return "", fmt.Sprintf("its first job failed: %v", err), clusterPause
 	}
+	at("job ran")
 	return out, "", 0
 }
 

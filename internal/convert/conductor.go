@@ -45,6 +45,10 @@ type Conductor struct {
 	wake   chan struct{}
 	jobs   sync.WaitGroup
 
+	// testOnlyBoundary is called at every point where the process may die with
+	// something half done; tests make it die there.
+	testOnlyBoundary func(node inventory.NodeID, what string)
+
 	mu       sync.Mutex
 	restored bool
 	lease    store.Lease
@@ -559,6 +563,13 @@ func (c *Conductor) settled(n inventory.Node) {
 	}
 	if held {
 		c.nudge()
+	}
+}
+
+// boundary names a point between two effects.
+func (c *Conductor) boundary(node inventory.NodeID, what string) {
+	if c.testOnlyBoundary != nil {
+		c.testOnlyBoundary(node, what)
 	}
 }
 

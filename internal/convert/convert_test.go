@@ -22,6 +22,11 @@ type hall struct {
 
 func newHall(t *testing.T, l layout) *hall {
 	t.Helper()
+	return newHallWith(t, l, nil)
+}
+
+func newHallWith(t *testing.T, l layout, begin func(*convert.Conductor, *store.Store)) *hall {
+	t.Helper()
 	l.Dir = t.TempDir()
 	var err error
 	if l.Listen, err = freeAddr(); err != nil {
@@ -36,7 +41,7 @@ func newHall(t *testing.T, l layout) *hall {
 	ended := make(chan error, 1)
 	up := make(chan struct{})
 	go func() {
-		ended <- serve(ctx, l, testLog(), func(c *convert.Conductor, s *store.Store) { h.c, h.s = c, s; close(up) })
+		ended <- serve(ctx, l, testLog(), begin, func(c *convert.Conductor, s *store.Store) { h.c, h.s = c, s; close(up) })
 	}()
 	t.Cleanup(func() {
 		w.close()

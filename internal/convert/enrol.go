@@ -48,6 +48,8 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 		return Session{}, err
 	}
 
+	c.boundary(nonce.Node, "nonce used: "+nonce.Mode)
+
 	unlock := c.lock(nonce.Node)
 	defer unlock()
 	n, err := c.Store.Node(ctx, nonce.Node)
@@ -102,12 +104,14 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 	if err := c.Store.EndAgents(ctx, n.ID); err != nil {
 		return Session{}, err
 	}
+	c.boundary(n.ID, "sessions ended: "+nonce.Mode)
 	s, err := c.open(ctx, store.Agent{Node: n.ID, Mode: nonce.Mode, Fingerprint: fp, Fence: t.n.Fence})
 	if err != nil {
 		return Session{}, err
 	}
 	c.seen(n.ID, func(l *Live) { *l = Live{LastSeen: l.LastSeen, Addr: e.Addr, Mode: nonce.Mode} })
 	c.announce(n.ID)
+	c.boundary(n.ID, "session opened: "+nonce.Mode)
 	return s, nil
 }
 
@@ -261,6 +265,7 @@ func (c *Conductor) handoff(ctx context.Context, n inventory.Node) (*Handoff, er
 	_, err := c.Store.Agent(ctx, a.Session, c.Now())
 	if errors.Is(err, store.ErrNotFound) {
 		err = c.Store.PutAgent(ctx, a)
+		c.boundary(n.ID, "handoff stored")
 	}
 	if err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"smelt/burnin"
@@ -44,18 +45,19 @@ func siteKey() ed25519.PrivateKey {
 // A plan of a test site: everything that the server's process and the process
 // of the machines must agree about.
 type layout struct {
-	Dir      string         // database, images
-	Listen   string         // of the server
-	World    string         // base URL of the machines' power switches and the cluster
-	Nodes    int            //
-	Faults   map[int]string // of machines, by number
-	Manual   map[int]bool   // machines that nothing can switch
-	Protect  map[int]bool
-	Max      int
-	Auto     bool
-	Lease    time.Duration
-	Feed     float64 // amps at 230 V; 0: no power tree
-	NoVictim bool
+	Dir     string         // database, images
+	Listen  string         // of the server
+	World   string         // base URL of the machines' power switches and the cluster
+	Nodes   int            //
+	Faults  map[int]string // of machines, by number
+	Manual  map[int]bool   // machines that nothing can switch
+	Protect map[int]bool
+	Max     int
+	Auto    bool
+	Feed    float64 // amps at 230 V; 0: no power tree
+	// Die makes the server's process kill itself once for each node, when the
+	// node passes the boundary of that name.
+	Die map[inventory.NodeID]string
 }
 
 func nodeID(i int) inventory.NodeID { return inventory.NodeID(fmt.Sprintf("rig-%02d", i)) }
@@ -90,7 +92,7 @@ func (l layout) site() convert.Site {
 }
 
 // serve runs the server of l until ctx ends: store, conductor, HTTP.
-func serve(ctx context.Context, l layout, log *slog.Logger, up func(*convert.Conductor, *store.Store)) error {
+func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*convert.Conductor, *store.Store)) error {
 	st, err := store.Open(ctx, "sqlite:"+filepath.Join(l.Dir, "smelt.db"))
 	if err != nil {
 		return err
@@ -122,6 +124,12 @@ func serve(ctx context.Context, l layout, log *slog.Logger, up func(*convert.Con
 	})
 	if err != nil {
 		return err
+	}
+	if begin != nil {
+		begin(c, st)
+	}
+	if len(l.Die) > 0 {
+		c.OnBoundary(l.die)
 	}
 	srv, err := server.New(server.Config{
 		Conductor: c, Store: st, Log: log, Version: "test", Site: "test", Lab: true,
@@ -162,6 +170,25 @@ func serve(ctx context.Context, l layout, log *slog.Logger, up func(*convert.Con
 		up(c, st)
 	}
 	return g.Wait()
+}
+
+// die kills this process where the layout says so, once for each node.
+func (l layout) die(node inventory.NodeID, what string) {
+	if l.Die[node] != what {
+		return
+	}
+	f, err := os.OpenFile(l.grave(node), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return // it died here before
+	}
+	_ = f.Close()
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
+}
+
+// grave is the file that says the process died for a node.
+func (l layout) grave(node inventory.NodeID) string {
+	return filepath.Join(l.Dir, "died-"+string(node))
 }
 
 // bootScript is the boot server as a simulated machine sees it.

@@ -257,7 +257,7 @@ func (t *turn) switchPower(i store.Intent) (bool, error) {
 		do = v.On
 	case "off":
 		do, after = v.Off, power.Off
-	case "softoff":
+	case "softoff", "soft-off":
 		do, after = v.SoftOff, power.Off
 	case "cycle":
 		do = func(ctx context.Context) (power.Evidence, error) { return v.Cycle(ctx, 0) }

@@ -9,13 +9,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"smelt/internal/api"
+	"smelt/internal/convert"
 	"smelt/internal/store"
 	"smelt/inventory"
 
@@ -30,7 +34,7 @@ func TestMain(m *testing.M) {
 		var l layout
 		err := json.Unmarshal([]byte(raw), &l)
 		if err == nil {
-			err = serve(context.Background(), l, testLog(), nil)
+			err = serve(context.Background(), l, testLog(), nil, nil)
 		}
 		fmt.Fprintln(os.Stderr, "server:", err)
 		os.Exit(1)
@@ -82,7 +86,7 @@ func TestKill(t *testing.T) {
 	var log bytes.Buffer
 	var killed atomic.Int64
 	seed := uint64(time.Now().UnixNano())
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd, rnd2 := rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))
 	t.Logf("seed %d", seed)
 	ctx, cancel := context.WithTimeout(t.Context(), 80*time.Second)
 	defer cancel()
@@ -99,7 +103,7 @@ func TestKill(t *testing.T) {
 			go func() { died <- cmd.Wait() }()
 			var kill <-chan time.Time
 			if killed.Load() < int64(kills) {
-				kill = time.After(time.Duration(60+rnd.IntN(500)) * time.Millisecond)
+				kill = time.After(time.Duration(60+rnd.IntN(340)) * time.Millisecond)
 			}
 			select {
 			case <-kill:
@@ -127,6 +131,7 @@ func TestKill(t *testing.T) {
 		}
 	}
 	asked := map[inventory.NodeID]bool{}
+	cuts := map[inventory.NodeID]int{}
 	heldOnce := false
 	started, late := time.Now(), time.After(60*time.Second)
 	for {
@@ -158,13 +163,17 @@ func TestKill(t *testing.T) {
 				asked[n.ID] = ok || n.ID == nodeID(protected) || n.ID == nodeID(held)
 			case n.State == inventory.Approved && n.ID == nodeID(manual):
 				press(ctx, op, w, n.ID)
+			case (n.State == inventory.Wiping || n.State == inventory.Imaging) && cuts[n.ID] < 2 && rnd2.IntN(8) == 0:
+				// The hall loses power there: the machine comes back by itself.
+				cuts[n.ID]++
+				_ = w.machines[n.ID].Reset(ctx)
 			}
 		}
 		if done {
 			break
 		}
 	}
-	t.Logf("%d nodes through %d kills in %s", nodes, killed.Load(), time.Since(started).Round(time.Millisecond))
+	t.Logf("%d nodes through %d kills and %d power cuts in %s", nodes, killed.Load(), len(cuts), time.Since(started).Round(time.Millisecond))
 	cancel()
 	for err := range ended {
 		t.Fatal(err)
@@ -172,6 +181,132 @@ func TestKill(t *testing.T) {
 	w.close()
 	closed = true
 	audit(t, l, w, want)
+}
+
+// TestKillAtEveryBoundary lets the server die once at each point between two
+// effects, each time in the middle of another machine's conversion. Without
+// SMELT_TEST_E2E=1 it takes those around permits and a sample of the others.
+func TestKillAtEveryBoundary(t *testing.T) {
+	names := boundaries(t)
+	if os.Getenv("SMELT_TEST_E2E") == "" {
+		names = sample(names, 30)
+	}
+	l := layout{Dir: t.TempDir(), Nodes: len(names), Max: 12, Feed: 1000, Auto: true, Die: map[inventory.NodeID]string{}}
+	want := map[inventory.NodeID]inventory.State{}
+	for i, name := range names {
+		l.Die[nodeID(i)] = name
+		want[nodeID(i)] = inventory.InService
+	}
+	var err error
+	if l.Listen, err = freeAddr(); err != nil {
+		t.Fatal(err)
+	}
+	w, err := newWorld(&l, 10*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	close := sync.OnceFunc(w.close)
+	defer close()
+	for id := range want {
+		_ = w.machines[id].PowerOn(t.Context())
+	}
+	op, err := operator(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	started := time.Now()
+	deaths := 0
+	for done := false; !done; {
+		cmd := child(l, &log)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		died := make(chan error, 1)
+		go func() { died <- cmd.Wait() }()
+	alive:
+		for {
+			select {
+			case err := <-died:
+				if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+					t.Fatalf("the server ended by itself: %v\n%s", err, log.Bytes())
+				}
+				deaths++
+				break alive
+			case <-time.After(50 * time.Millisecond):
+			}
+			list, err := op.Nodes(t.Context())
+			done = err == nil && len(list.Items) == len(want)
+			for _, v := range list.Items {
+				done = done && v.Node.State == want[v.Node.ID]
+			}
+			late := time.Since(started) > 60*time.Second
+			if late {
+				t.Errorf("not done after %d deaths: %s", deaths, standing(l, w))
+			}
+			if done || late {
+				done = true
+				_ = cmd.Process.Kill()
+				<-died
+				break alive
+			}
+		}
+	}
+	t.Logf("%d boundaries, %d deaths, %s", len(names), deaths, time.Since(started).Round(time.Millisecond))
+	// Some turns take in two things at once or one by one, as they come, and a
+	// machine may pass its boundary just as the server dies for another.
+	missed := 0
+	for i, name := range names {
+		if _, err := os.Stat(l.grave(nodeID(i))); err == nil {
+			continue
+		}
+		missed++
+		t.Logf("no machine passed %q", name)
+	}
+	if missed > len(names)/4 {
+		t.Errorf("%d of %d boundaries were not passed", missed, len(names))
+	}
+	close()
+	audit(t, l, w, want)
+}
+
+// critical boundaries lie around what cannot be taken back.
+func critical(name string) bool {
+	return strings.Contains(name, "permit") || strings.Contains(name, "nonce used") || strings.Contains(name, "handoff")
+}
+
+// sample returns the critical names and some others, n in all.
+func sample(names []string, n int) []string {
+	var out, rest []string
+	for _, name := range names {
+		if critical(name) {
+			out = append(out, name)
+		} else {
+			rest = append(rest, name)
+		}
+	}
+	rand.Shuffle(len(rest), func(i, j int) { rest[i], rest[j] = rest[j], rest[i] })
+	return append(out, rest[:max(0, min(len(rest), n-len(out)))]...)
+}
+
+// boundaries lists the points that one whole conversion passes.
+func boundaries(t *testing.T) []string {
+	t.Helper()
+	var mu sync.Mutex
+	var names []string
+	note := func(_ inventory.NodeID, what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Contains(names, what) {
+			names = append(names, what)
+		}
+	}
+	h := newHallWith(t, layout{Nodes: 1, Max: 1, Feed: 20, Auto: true}, func(c *convert.Conductor, _ *store.Store) { c.OnBoundary(note) })
+	h.on(nodeID(0))
+	h.reach(nodeID(0), inventory.InService)
+	mu.Lock()
+	defer mu.Unlock()
+	return names
 }
 
 // child is the server as its own process.

@@ -254,9 +254,11 @@ func (c *Conductor) UsePermit(ctx context.Context, a store.Agent, id string) err
 	case p.Action == orderWipe && n.State != inventory.Wiping, p.Action == orderImage && n.State != inventory.Imaging:
 		return refuse("it is to %s, and the node is %s", p.Action, n.State)
 	}
+	c.boundary(n.ID, "before use of permit: "+p.Action)
 	if _, err := c.Store.UsePermit(ctx, id, c.Now()); err != nil {
 		return err
 	}
+	c.boundary(n.ID, "after use of permit: "+p.Action)
 	// The ledger of permits is the proof; the event puts it into the node's story.
 	t := c.turn(ctx, n)
 	t.add(inventory.Event{Kind: inventory.KindStep, Actor: "agent", Reason: "permit used: " + p.Action,
@@ -390,6 +392,7 @@ func (c *Conductor) Finished(ctx context.Context, a store.Agent, r Result) error
 	if err != nil {
 		return err
 	}
+	c.boundary(a.Node, "before result: "+r.Kind)
 	return c.Store.Observe(ctx, store.Observation{
 		Node: a.Node, Kind: sawResult, Key: fmt.Sprintf("%s %d", r.Order, a.Fence), Data: data, At: c.Now().UTC(),
 	})

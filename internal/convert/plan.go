@@ -21,13 +21,14 @@ type approval struct {
 	disks   string   // "all": wipe every internal disk, not only the target
 	allow   []string // foreign signatures that may be destroyed
 	force   string   // reason to convert against the verdict
+	seen    string   // digest of the hardware that whoever approves looked at
 }
 
 func approvalOf(id string, node inventory.NodeID, p map[string]string) approval {
 	// The run follows from the intent: carrying it out twice is one run.
 	sum := sha256.Sum256([]byte(id + "\x00" + string(node)))
 	a := approval{run: "r" + hex.EncodeToString(sum[:5]), image: p["image"], profile: p["profile"], wipe: p["wipe"],
-		target: p["target"], disks: p["disks"], force: p["force"]}
+		target: p["target"], disks: p["disks"], force: p["force"], seen: p["hardware"]}
 	if s := p["allow"]; s != "" {
 		a.allow = strings.Split(s, ",")
 	}
@@ -49,6 +50,8 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 		return inventory.Plan{}, fmt.Errorf("it has no verdict yet")
 	case n.Verdict.Answer != convertAnswer && a.force == "":
 		return inventory.Plan{}, fmt.Errorf("its verdict is %s; to convert it all the same give force with a reason", n.Verdict.Answer)
+	case a.seen != "" && a.seen != n.Hardware.Digest():
+		return inventory.Plan{}, fmt.Errorf("its hardware is not what was looked at any more: look again")
 	case n.Spec.Protect:
 		return inventory.Plan{}, fmt.Errorf("it is protected in site.yaml")
 	case n.Hold != nil:

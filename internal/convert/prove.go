@@ -57,6 +57,7 @@ func (t *turn) judge(r reported) error {
 	if err := t.file(rep); err != nil {
 		return err
 	}
+	t.boundary(t.n.ID, "report filed")
 
 	v := rep.Verdict
 	pass := v.Answer == burnin.PASS && (!v.Simulated || t.Site.Lab)

@@ -137,7 +137,9 @@ func (t *turn) restartSince(h history, dev power.Device, why string) (bool, erro
 	t.note("%s restarts it: %s", v, why)
 	since := t.n.Since
 	t.start("restart", func(ctx context.Context) func(*turn) error {
+		t.boundary(t.n.ID, "before cycle: "+why)
 		ev, err := v.Cycle(ctx, dev)
+		t.boundary(t.n.ID, "after cycle: "+why)
 		return func(t *turn) error { return t.restarted(since, dev, ev, err) }
 	})
 	return false, nil

@@ -82,6 +82,27 @@ func (t *turn) dirty() bool {
 	return len(c.Events)+len(c.Tasks)+len(c.IntentsDone)+len(c.Observations) > 0 || c.Permit != nil
 }
 
+// String is what the turn changes, for logs and tests.
+func (t *turn) String() string {
+	s := t.n.State.String()
+	for _, e := range t.change.Events {
+		s += " " + string(e.Kind)
+		if m := e.Evidence["mark"]; m != "" {
+			s += ":" + m
+		}
+	}
+	if t.change.Permit != nil {
+		s += " permit"
+	}
+	if len(t.change.IntentsDone) > 0 {
+		s += " answer"
+	}
+	if len(t.change.Events) == 0 && len(t.change.Observations) > 0 {
+		s += " consume"
+	}
+	return s
+}
+
 // commit makes the turn durable and then runs what waited for it.
 func (t *turn) commit() error {
 	if t.err != nil {
@@ -92,9 +113,11 @@ func (t *turn) commit() error {
 		return err
 	}
 	t.change.Lease, t.change.Node = lease, t.n
+	t.boundary(t.n.ID, "before commit: "+t.String())
 	if _, err := t.Store.Commit(t.ctx, t.change); err != nil {
 		return err
 	}
+	t.boundary(t.n.ID, "after commit: "+t.String())
 	t.settled(t.n)
 	for _, f := range t.after {
 		f()
