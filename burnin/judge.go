@@ -77,12 +77,18 @@ func Judge(r Report) Verdict {
 	return j.verdict()
 }
 
+// A repair is labelled at the end, once for all the findings that ask for it.
+type repair struct {
+	Repair
+	simulated bool
+}
+
 type judgement struct {
 	r         Report
 	failed    []string
 	open      []string // not proven
 	notes     []string
-	repairs   []Repair
+	repairs   []repair
 	passed    int
 	simulated bool
 }
@@ -117,12 +123,11 @@ func (j *judgement) result(res Result, s Spec) {
 		j.passed++
 	case Fail:
 		j.failed = append(j.failed, fmt.Sprintf("%s failed: %s", res.ID, why))
-		n := len(j.repairs)
 		for _, f := range a.bad {
-			j.repair(repairOf(j.r, f), sim)
+			j.ask(repairOf(j.r, f), sim)
 		}
-		if len(j.repairs) == n && !j.covered(a.bad, sim) {
-			j.repair(Repair{Verb: "check", What: subjectOf(res.ID), Why: why}, sim)
+		if len(a.bad) == 0 {
+			j.ask(Repair{Verb: "check", What: subjectOf(res.ID), Why: why}, sim)
 		}
 	case Skip:
 		if s.Required {
@@ -139,43 +144,28 @@ func (j *judgement) result(res Result, s Spec) {
 	}
 }
 
-// covered tells whether the bad findings already led to repairs of an earlier
-// check (a lost card fails every check after it).
-func (j *judgement) covered(bad []Finding, sim bool) bool {
-	if len(bad) == 0 {
-		return false
+// ask adds a repair, or another why to the same one: a lost card fails every
+// check after it and is still reseated once.
+func (j *judgement) ask(rep Repair, sim bool) {
+	i := slices.IndexFunc(j.repairs, func(have repair) bool { return have.same(rep) })
+	if i < 0 {
+		j.repairs = append(j.repairs, repair{rep, sim})
+		return
 	}
-	for _, f := range bad {
-		rep := labelled(repairOf(j.r, f), sim)
-		if !slices.ContainsFunc(j.repairs, rep.same) {
-			return false
-		}
+	j.repairs[i].simulated = j.repairs[i].simulated || sim
+	if gist, _, _ := strings.Cut(rep.Why, " ("); !strings.Contains(j.repairs[i].Why, gist) {
+		j.repairs[i].Why += "; " + rep.Why
 	}
-	return true
-}
-
-func labelled(rep Repair, sim bool) Repair {
-	if sim {
-		rep.Why += " (simulated)"
-	}
-	return rep
-}
-
-func (j *judgement) repair(rep Repair, sim bool) {
-	rep = labelled(rep, sim)
-	for i, have := range j.repairs {
-		if have.same(rep) {
-			if !strings.Contains(have.Why, rep.Why) {
-				j.repairs[i].Why += "; " + rep.Why
-			}
-			return
-		}
-	}
-	j.repairs = append(j.repairs, rep)
 }
 
 func (j *judgement) verdict() Verdict {
-	v := Verdict{Answer: PASS, Repairs: j.repairs, Simulated: j.simulated}
+	v := Verdict{Answer: PASS, Simulated: j.simulated}
+	for _, rep := range j.repairs {
+		if rep.simulated {
+			rep.Why += " (simulated)"
+		}
+		v.Repairs = append(v.Repairs, rep.Repair)
+	}
 	switch {
 	case len(j.failed) > 0:
 		v.Answer = REPAIR
@@ -232,7 +222,9 @@ func assess(res Result, s Spec, series []Series) assessment {
 		if to == Fail || a.status == Pass || a.status == Skip {
 			a.status = to
 		}
-		a.why = append(a.why, fmt.Sprintf(format, args...))
+		if why := fmt.Sprintf(format, args...); !strings.Contains(res.Reason, why) {
+			a.why = append(a.why, why)
+		}
 	}
 	claimed := a.status
 	if !KnownCheck(res.ID) {
@@ -244,7 +236,7 @@ func assess(res Result, s Spec, series []Series) assessment {
 		switch f.Status {
 		case Fail:
 			a.bad = append(a.bad, f)
-			worsen(Fail, "%s", f.measured())
+			worsen(Fail, "%s", f.String())
 		case Pass:
 			switch met, known := meets(f); {
 			case !finite(f.Value):
@@ -252,7 +244,7 @@ func assess(res Result, s Spec, series []Series) assessment {
 				worsen(Fail, "%s measured %v", what, f.Value)
 			case known && !met:
 				a.bad = append(a.bad, f)
-				worsen(Fail, "%s, which it calls a pass", f.measured())
+				worsen(Fail, "%s, which it calls a pass", f.String())
 			}
 		case Skip:
 			skipped++
@@ -327,8 +319,8 @@ func (f Finding) bound() (op string, bound float64, ok bool) {
 	return op, v, true
 }
 
-// measured is the finding in words: "GPU 0000:01:00.0 write errors 3, limit = 0".
-func (f Finding) measured() string {
+// String is the finding in words: "GPU 0000:01:00.0 memory errors 3, limit = 0".
+func (f Finding) String() string {
 	s := strings.TrimSpace(f.Item+" "+f.Name) + " " + number(f.Value)
 	if f.Unit != "" {
 		s += " " + f.Unit

@@ -103,11 +103,11 @@ func repairOf(r Report, f Finding) Repair {
 	if what == "" {
 		what = "machine"
 	}
-	rep := Repair{Verb: "check", What: what, Where: where, Why: f.measured()}
+	rep := Repair{Verb: "check", What: what, Where: where, Why: f.String()}
 	if rem, ok := remedies[f.Cause]; ok {
 		rep.Verb, rep.What, rep.Why = rem.verb, fmt.Sprintf(rem.part, what), rem.why
 		if f.Cause != CauseGPULost && f.Cause != CauseGPUMissing {
-			rep.Why += " (" + strings.TrimPrefix(f.measured(), f.Item+" ") + ")"
+			rep.Why += " (" + strings.TrimPrefix(f.String(), f.Item+" ") + ")"
 		}
 	}
 	// A bare verb in Fix is taken over; a whole instruction goes after the why.

@@ -121,27 +121,16 @@ func (w *worker) settle() {
 	w.res.Status = burnin.Pass
 	for _, f := range w.res.Findings {
 		if f.Status == burnin.Fail {
-			w.res.Status, w.res.Reason = burnin.Fail, w.describe(f)
+			w.res.Status, w.res.Reason = burnin.Fail, f.String()
 			return
 		}
 		if f.Status != burnin.Pass && f.Status != burnin.Skip {
-			w.res.Status, w.res.Reason = burnin.Error, w.describe(f)
+			w.res.Status, w.res.Reason = burnin.Error, f.String()
 		}
 	}
 	if len(w.res.Findings) == 0 {
 		w.fail("nothing was measured")
 	}
-}
-
-func (w *worker) describe(f burnin.Finding) string {
-	s := fmt.Sprintf("%s: %s %.6g", f.Item, f.Name, f.Value)
-	if f.Unit != "" {
-		s += " " + f.Unit
-	}
-	if f.Limit != "" {
-		s += ", limit " + f.Limit
-	}
-	return s
 }
 
 func (w *worker) limit(name string, otherwise float64) float64 {
@@ -210,7 +199,7 @@ func (w *worker) finding(f burnin.Finding) {
 }
 
 func (w *worker) lost() {
-	w.finding(burnin.Finding{Name: "on the bus", Value: 0, Limit: "= 1", Status: burnin.Fail, Cause: burnin.CauseGPULost})
+	w.finding(burnin.Finding{Name: "losses from the bus", Value: 1, Limit: "= 0", Status: burnin.Fail, Cause: burnin.CauseGPULost})
 	w.logf("GPU %s: the driver says that the card is lost (XID 79 in the kernel log): riser, power cable and slot are the first suspects", w.GPU)
 }
 
@@ -717,7 +706,7 @@ func (w *worker) compute(k *cudaCard, m *monitor) error {
 	if err := k.free(out); err != nil {
 		return err
 	}
-	w.res.Work, w.res.WorkUnit = flop/1e12, "TFLOP"
+	w.res.Work, w.res.WorkUnit = flop/1e9, "GFLOP"
 	f := burnin.Finding{Name: "wrong blocks", Value: float64(wrong), Limit: "= 0", Status: passIf(wrong == 0), Cause: burnin.CauseCompute}
 	w.finding(f)
 	if wrong > 0 {
