@@ -39,6 +39,7 @@ type page struct {
 	Cards    []card
 	Plots    []plotGroup
 	Logs     []logText
+	Measured bool // some finding is not about a card
 	Required int
 	Passed   int
 }
@@ -130,11 +131,15 @@ func newPage(r Report) page {
 			p.Passed++
 		}
 		for _, f := range res.Findings {
-			fr := findingRow{Finding: f, Shown: strings.TrimSpace(number(f.Value) + " " + f.Unit), Check: res.ID, Simulated: sim}
+			fr := findingRow{Finding: f, Shown: strings.TrimSpace(number(f.Value) + " " + f.Unit), Simulated: sim}
 			if f.Status == Skip {
 				fr.Shown = "–"
 			}
+			fr.Check = row.Name
 			fr.Limit = strings.NewReplacer("<=", "≤", ">=", "≥").Replace(f.Limit)
+			if f.Limit == "= 1" && f.Unit == "" && (f.Value == 0 || f.Value == 1) && f.Status != Skip {
+				fr.Shown, fr.Limit = map[float64]string{0: "no", 1: "yes"}[f.Value], ""
+			}
 			if i := cardOf(p.Cards, f.Item); i >= 0 {
 				p.Cards[i].Findings = append(p.Cards[i].Findings, fr)
 				p.Cards[i].Simulated = p.Cards[i].Simulated || sim
@@ -142,6 +147,7 @@ func newPage(r Report) page {
 				continue
 			}
 			row.Findings = append(row.Findings, fr)
+			p.Measured = true
 		}
 		p.Checks = append(p.Checks, row)
 		if len(res.Log) > 0 {
@@ -394,7 +400,7 @@ func fix(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
 
 func clock(s float64) string {
 	if s < 100 {
-		return fmt.Sprintf("%.3g s", s)
+		return strconv.FormatFloat(math.Round(s*10)/10, 'g', -1, 64) + " s"
 	}
 	return time.Duration(s * float64(time.Second)).Round(time.Second).String()
 }
