@@ -421,7 +421,7 @@ func (w *worker) monitor(dev device) *monitor {
 		defer isGone()
 		t := time.NewTicker(samplePeriod)
 		defer t.Stop()
-		for {
+		for last := false; ; {
 			rs, err := dev.readings()
 			if errors.Is(err, errLost) {
 				m.lost = true
@@ -442,9 +442,12 @@ func (w *worker) monitor(dev device) *monitor {
 					m.brake++
 				}
 			}
+			if last {
+				return
+			}
 			select {
 			case <-ctx.Done():
-				return
+				last = true // the end of a load is when it is hottest
 			case <-t.C:
 			}
 		}
