@@ -65,6 +65,7 @@ type network struct {
 	Network
 	id     netip.Addr // ours: server identifier, TFTP server
 	leases *leases
+	prober *prober // nil before Run
 }
 
 // Server is the boot service of a site. It is a Task.
@@ -259,7 +260,13 @@ func (s *Server) Run(ctx context.Context) error {
 			return fail(err)
 		}
 		undo = append(undo, func() { t.conn.Close() })
-		tasks = append(tasks, func(ctx context.Context) error { return s.serveDHCP(ctx, n, l) }, t.run)
+		p, err := openProber(n.Interface)
+		if err != nil {
+			return fail(err)
+		}
+		undo = append(undo, func() { p.file.Close() })
+		n.prober = p
+		tasks = append(tasks, func(ctx context.Context) error { return s.serveDHCP(ctx, n, l) }, t.run, p.run)
 		if n.RouterAdvertisement {
 			a, err := openAdvertiser(n.Interface)
 			if err != nil {
