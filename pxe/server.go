@@ -40,7 +40,7 @@ type Config struct {
 	Log      *slog.Logger
 	Leases   string         // path of the lease journal
 	HTTP     netip.AddrPort // where machines reach Handler; 0.0.0.0 stands for our address on their network
-	Observe  func(Event)    // told of each decision, late or never when it is slow; may be nil
+	Observe  func(Event)    // told of each decision, late or never when it is slow; must return; may be nil
 }
 
 // Network is one interface whose machines are served.
@@ -344,7 +344,7 @@ func (s *Server) handle(ctx context.Context, n *network, l *link, p packet) {
 		s.log.Debug("boot: DHCP message dropped", "interface", n.Interface, "why", err)
 		return
 	}
-	r.unicast = p.unicast
+	r.unicast = p.unicast && !r.giaddr.IsValid() // a relay sends on by unicast what it heard by broadcast
 	a, e := s.respond(ctx, n, r, time.Now())
 	s.recorder.record(e)
 	if a == nil {
@@ -356,7 +356,7 @@ func (s *Server) handle(ctx context.Context, n *network, l *link, p packet) {
 }
 
 // ask puts the question to the Booter, for so long and no longer: a Booter
-// that hangs costs its own machine, nobody else.
+// that hangs, even beyond its context, costs its own machine and nobody else.
 func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
