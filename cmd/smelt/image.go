@@ -20,7 +20,7 @@ func newImage() *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "Build, list and verify OS images"}
 	var state string
 	cmd.PersistentFlags().StringVar(&state, "state", "/var/lib/smelt", "state folder of the site: its image store and its key")
-	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state))
+	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state), newImageKernel())
 	return cmd
 }
 
@@ -150,6 +150,27 @@ func newImageVerify(state *string) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// newImageKernel fetches ahead what serve needs, for servers that reach no
+// mirror.
+func newImageKernel() *cobra.Command {
+	var cache string
+	cmd := &cobra.Command{
+		Use:   "kernel",
+		Short: "Fetch the RAM system's kernel into the cache, for a server without internet",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			k, err := build.Kernel(cmd.Context(), cache)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), k.Release)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&cache, "cache", ".cache", "folder for what can be made again")
+	return cmd
 }
 
 // stages shows the progress of a build: one line that is rewritten on a

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,11 +48,20 @@ labelled simulated everywhere.`,
 		if err := os.MkdirAll(o.State(), 0o755); err != nil {
 			return err
 		}
-		// The image is built by the same command that CI uses.
-		c := exec.CommandContext(cmd.Context(), exe, "image", "build", recipe, "--state", o.State(), "--cache", cache, "--bin", o.Bin, "--sim")
-		c.Stdout, c.Stderr = cmd.ErrOrStderr(), cmd.ErrOrStderr()
-		if err := c.Run(); err != nil {
-			return fmt.Errorf("build the lab's image: %w", err)
+		if o.Cache, err = filepath.Abs(cache); err != nil {
+			return err
+		}
+		// Built by the same commands that people use. The server in the lab
+		// reaches no mirror, so its kernel is fetched ahead.
+		for _, args := range [][]string{
+			{"image", "build", recipe, "--state", o.State(), "--cache", o.Cache, "--bin", o.Bin, "--sim"},
+			{"image", "kernel", "--cache", o.Cache},
+		} {
+			c := exec.CommandContext(cmd.Context(), exe, args...)
+			c.Stderr = cmd.ErrOrStderr()
+			if err := c.Run(); err != nil {
+				return fmt.Errorf("smelt %s: %w", strings.Join(args[:2], " "), err)
+			}
 		}
 		return nil
 	}
@@ -102,7 +112,7 @@ labelled simulated everywhere.`,
 		},
 	}
 	demo.Flags().BoolVar(&exit, "exit", false, "take the lab down when the conversions ended")
-	demo.Flags().DurationVar(&timeout, "timeout", 25*time.Minute, "give up after this time")
+	demo.Flags().DurationVar(&timeout, "limit", 25*time.Minute, "give up after this time")
 	recipeFlags(demo)
 
 	up := &cobra.Command{

@@ -24,13 +24,12 @@ import (
 	"smelt/internal/config"
 	"smelt/internal/convert"
 	"smelt/internal/server"
-	"smelt/internal/store"
 	"smelt/power"
 	"smelt/pxe"
 )
 
-func newServe() *cobra.Command {
-	var site, cache, agent string
+func newServe(o *options) *cobra.Command {
+	var cache, agent string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run a site: network boot, conductor, API and pages",
@@ -42,10 +41,9 @@ the next start goes on where it was.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			return serve(cmd.Context(), site, cache, agent, log)
+			return serve(cmd.Context(), o.site, cache, agent, log)
 		},
 	}
-	cmd.Flags().StringVar(&site, "site", "site.yaml", "the site file")
 	cmd.Flags().StringVar(&cache, "cache", ".cache", "folder for what is fetched once: the RAM system's kernel")
 	cmd.Flags().StringVar(&agent, "agent", "", "the agent that the RAM system runs (default: smelt-agent beside this program)")
 	return cmd
@@ -78,7 +76,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
-	db, err := openStore(ctx, site, secrets)
+	db, err := openStore(ctx, site)
 	if err != nil {
 		return err
 	}
@@ -165,7 +163,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 		}
 		tasks = append(tasks, newWebTask(l.name, ln, l.handler, front.Close))
 	}
-	return run(ctx, log, tasks)
+	return runAll(ctx, log, tasks)
 }
 
 // noRedirect sends boot paths, whatever their form, to the boot handler.
@@ -186,8 +184,8 @@ type task interface {
 	String() string
 }
 
-// run runs all tasks until one fails or ctx ends.
-func run(ctx context.Context, log *slog.Logger, tasks []task) error {
+// runAll runs all tasks until one fails or ctx ends.
+func runAll(ctx context.Context, log *slog.Logger, tasks []task) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, t := range tasks {
 		g.Go(func() error {
@@ -269,18 +267,6 @@ func (t *webTask) Run(ctx context.Context) error {
 	}
 	<-ended
 	return nil
-}
-
-// openStore opens the database that the site names.
-func openStore(ctx context.Context, site *config.Site, secrets *config.Secrets) (*store.Store, error) {
-	if site.Store.Postgres == "" {
-		return store.Open(ctx, "sqlite:"+filepath.Join(site.State, "smelt.db"))
-	}
-	dsn, err := secrets.Get(string(site.Store.Postgres))
-	if err != nil {
-		return nil, err
-	}
-	return store.Open(ctx, strings.TrimSpace(string(dsn.Reveal())))
 }
 
 // imageList lists the image store for the pages.

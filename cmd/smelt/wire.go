@@ -77,13 +77,20 @@ func networks(site *config.Site) []pxe.Network {
 // controllers makes what switches each node. A node without one is switched by
 // a human, who gets a task.
 func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.NodeID]*power.Verified, error) {
-	pdus := map[string]config.PDU{}
+	units := map[string]*pdu.Unit{}
 	for _, p := range site.PDUs {
-		pdus[p.Name] = p
+		u, err := pdu.NewUnit(pdu.Config{
+			Name: p.Name, Address: p.Address, Version: p.Version, Model: p.Model, User: p.User,
+			Community: reveal(secrets, p.Community), Auth: reveal(secrets, p.Auth), Priv: reveal(secrets, p.Priv),
+		})
+		if err != nil {
+			return nil, err
+		}
+		units[p.Name] = u
 	}
 	out := map[inventory.NodeID]*power.Verified{}
 	for _, n := range site.Nodes {
-		c, err := controller(n, pdus, secrets)
+		c, err := controller(n, units, secrets)
 		if err != nil {
 			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
 		}
@@ -94,7 +101,7 @@ func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.Node
 	return out, nil
 }
 
-func controller(n config.Node, pdus map[string]config.PDU, secrets *config.Secrets) (power.Controller, error) {
+func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets) (power.Controller, error) {
 	p := n.Power
 	switch p.Driver {
 	case "", "manual":
@@ -105,17 +112,18 @@ func controller(n config.Node, pdus map[string]config.PDU, secrets *config.Secre
 	case "pdu":
 		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
 		for _, o := range p.Outlets {
-			d := pdus[o.PDU]
-			outlets = append(outlets, pdu.Outlet{PDU: d.Name, Address: d.Address, Model: d.Model, Version: d.Version,
-				Community: reveal(secrets, d.Community), Outlet: o.Outlet})
+			outlets = append(outlets, pdu.Outlet{Unit: units[o.PDU], Number: o.Outlet})
 		}
-		return pdu.New(outlets)
+		return pdu.New(outlets...)
 	}
 	return nil, fmt.Errorf("driver %q is not in this release (ipmi, redfish, pdu, manual)", p.Driver)
 }
 
 // reveal opens a secret at the moment it is used.
 func reveal(secrets *config.Secrets, ref config.SecretRef) func(context.Context) (string, error) {
+	if ref == "" {
+		return nil
+	}
 	return func(context.Context) (string, error) {
 		s, err := secrets.Get(string(ref))
 		if err != nil {
