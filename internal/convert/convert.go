@@ -86,8 +86,13 @@ type BootFiles struct {
 	Args   []string // always on its command line: console=...
 }
 
-// ErrRefused: the agent or the person must not do this. The text says why.
-var ErrRefused = errors.New("refused")
+// Errors that callers tell apart.
+var (
+	// ErrRefused: the agent or the person must not do this. The text says why.
+	ErrRefused = errors.New("refused")
+	// ErrNotYet: it will be allowed soon; ask again.
+	ErrNotYet = errors.New("not yet")
+)
 
 // Enrolment is what an agent shows at its first word.
 type Enrolment struct {

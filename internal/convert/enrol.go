@@ -168,6 +168,18 @@ func (c *Conductor) mayConvert(t *turn, id inventory.Identity, hw inventory.Hard
 	if c.Stopped() {
 		return fmt.Errorf("enrol node %s: %w: the global stop is set", n.ID, ErrRefused)
 	}
+	if n.State == inventory.Approved {
+		// Until its restart is confirmed another power cycle may follow: this
+		// process may have taken over between off and on. An agent that began
+		// now would be cut off, and the machine could stay off for good.
+		h, err := t.here()
+		if err != nil {
+			return err
+		}
+		if h.mark(markRestarted) == nil {
+			return fmt.Errorf("enrol node %s: %w: its restart is not confirmed", n.ID, ErrNotYet)
+		}
+	}
 	if err := id.Err(); err != nil {
 		return fmt.Errorf("enrol node %s: %w: %w", n.ID, ErrRefused, err)
 	}

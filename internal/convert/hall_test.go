@@ -410,8 +410,9 @@ func freeAddr() (string, error) {
 }
 
 func testLog() *slog.Logger {
-	if os.Getenv("SMELT_TEST_LOG") == "" {
-		return slog.New(slog.DiscardHandler)
+	level := slog.LevelWarn
+	if os.Getenv("SMELT_TEST_LOG") != "" {
+		level = slog.LevelDebug
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }

@@ -139,7 +139,10 @@ func TestKill(t *testing.T) {
 		case err := <-ended:
 			t.Fatal(err)
 		case <-late:
-			t.Fatalf("not done after %s and %d kills: %s", time.Since(started), killed.Load(), standing(l, w))
+			now := standing(l, w)
+			cancel()
+			<-ended
+			t.Fatalf("not done after %s and %d kills: %s\n%s", time.Since(started), killed.Load(), now, log.Bytes())
 		case <-time.After(20 * time.Millisecond):
 		}
 		list, err := op.Nodes(ctx)

@@ -51,6 +51,12 @@ func (t *turn) booted(o store.Observation) error {
 
 // inspection takes in what an agent found.
 func (t *turn) inspection(o store.Observation) error {
+	if t.n.State == inventory.Starting {
+		// Kept until the restart is confirmed: see mayConvert.
+		if h, err := t.here(); err != nil || h.mark(markRestarted) == nil {
+			return err
+		}
+	}
 	t.consume(o)
 	var f found
 	if err := json.Unmarshal(o.Data, &f); err != nil {

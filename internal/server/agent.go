@@ -85,6 +85,12 @@ func (s *Server) enrol(w http.ResponseWriter, r *http.Request) {
 	}
 	sess, err := s.Conductor.Enrol(r.Context(), convert.Enrolment{Nonce: e.Nonce, Key: e.Key, Hardware: e.Hardware, Addr: host})
 	if err != nil {
+		if errors.Is(err, convert.ErrNotYet) || errors.Is(err, store.ErrFenced) {
+			s.Log.Info("enrolment must wait", "addr", host, "err", err)
+			w.Header().Set("Retry-After", "2")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
 		s.Log.Warn("enrolment refused", "addr", host, "serial", e.Hardware.Board.Serial, "err", err)
 		w.WriteHeader(http.StatusUnauthorized)
 		return
