@@ -291,7 +291,7 @@ func newNodeApprove(o *options) *cobra.Command {
 	f.StringVar(&image, "image", "", "another image than its class has")
 	f.StringVar(&profile, "profile", "", "another burn-in profile than its class has")
 	f.StringVar(&wipe, "wipe", "", "another way to wipe than its class has: metadata, discard, overwrite or secure")
-	f.StringVar(&target, "target", "", "disk for the image: its serial, WWN or path; the largest one when left out")
+	f.StringVar(&target, "target", "", "disk for the image: its serial, WWN or path; the largest one without foreign data when left out")
 	f.BoolVar(&all, "all-disks", false, "wipe its other internal disks too")
 	f.StringSliceVar(&allow, "allow", nil, "foreign data that may be wiped too, for example zfs_member")
 	f.StringVar(&force, "force", "", "reason to convert it against its verdict")

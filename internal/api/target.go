@@ -16,7 +16,7 @@ type Target struct {
 }
 
 // Targets splits the disks of a machine into those that a conversion may write,
-// the largest first, and those it never does: removable ones, those on USB, and
+// those without foreign data first and then by size, and those it never does: removable ones, those on USB, and
 // what the inspection system itself uses.
 func Targets(h *inventory.Hardware) (targets []Target, spared []inventory.Disk) {
 	if h == nil {
@@ -42,7 +42,9 @@ func Targets(h *inventory.Hardware) (targets []Target, spared []inventory.Disk) 
 		}
 		targets = append(targets, Target{d, key})
 	}
-	slices.SortStableFunc(targets, func(a, b Target) int { return cmp.Compare(b.Size, a.Size) })
+	slices.SortStableFunc(targets, func(a, b Target) int {
+		return cmp.Or(cmp.Compare(len(Foreign(a.Disk)), len(Foreign(b.Disk))), cmp.Compare(b.Size, a.Size))
+	})
 	return targets, spared
 }
 

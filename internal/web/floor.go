@@ -64,7 +64,10 @@ func (p *Pages) Floor(w io.Writer, h Head, views []api.NodeView, filter, find st
 				if v.WaitsOn == "operator" {
 					waits[k].Link = "/queue"
 				}
-				if v.Node.State == inventory.Expected {
+				switch {
+				case v.Node.Hold != nil:
+					waits[k].Link = "/?show=held"
+				case v.Node.State == inventory.Expected:
 					waits[k].Link = "/?show=expected"
 				}
 			}

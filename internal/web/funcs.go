@@ -12,7 +12,7 @@ import (
 )
 
 var funcs = template.FuncMap{
-	"ago": ago, "span": span, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
+	"ago": ago, "lasts": lasts, "proof": proof, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
 	"mark": mark, "kindOf": kindOf, "link": link, "foreign": api.Foreign, "lower": strings.ToLower,
 	"history": history, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
 	"id":    api.NewID, // of an action: a form sent twice acts once
@@ -32,21 +32,48 @@ func span(d time.Duration) string {
 	case d < time.Hour:
 		return fmt.Sprintf("%d min", int(d.Minutes()))
 	case d < 24*time.Hour:
-		return fmt.Sprintf("%d h %d min", int(d.Hours()), int(d.Minutes())%60)
+		return two(int(d.Hours()), "h", int(d.Minutes())%60, "min")
 	}
-	return fmt.Sprintf("%d d %d h", int(d.Hours())/24, int(d.Hours())%24)
+	return two(int(d.Hours())/24, "d", int(d.Hours())%24, "h")
 }
 
-// ago is a time as people read it, with the exact one for machines and for
-// whoever points at it.
+func two(a int, unitA string, b int, unitB string) string {
+	if b == 0 || a >= 10 {
+		return fmt.Sprintf("%d %s", a, unitA)
+	}
+	return fmt.Sprintf("%d %s %d %s", a, unitA, b, unitB)
+}
+
+// proof says which test follows a task.
+func proof(word string) string {
+	switch word {
+	case "reinspect":
+		return "the machine is inspected again"
+	case "burnin":
+		return "burn-in runs again"
+	case "dhcp":
+		return "it must ask for an address"
+	}
+	return "no test follows"
+}
+
+// ago is a time as people read it.
 func ago(now, t time.Time) template.HTML {
-	if t.IsZero() {
+	switch {
+	case t.IsZero():
 		return "never"
+	case t.After(now):
+		return clock(t, "in "+span(t.Sub(now)))
 	}
-	words := span(now.Sub(t)) + " ago"
-	if t.After(now) {
-		words = "in " + span(t.Sub(now))
-	}
+	return clock(t, span(now.Sub(t))+" ago")
+}
+
+// lasts is how long something lasts by now.
+func lasts(now, t time.Time) template.HTML { return clock(t, span(now.Sub(t))) }
+
+// clock puts the exact time behind words, for machines and for whoever points
+// at them. words are ours, so nothing needs escaping.
+func clock(t time.Time, words string) template.HTML {
 	return template.HTML(fmt.Sprintf(`<time datetime="%s" title="%s">%s</time>`, t.UTC().Format(time.RFC3339), t.UTC().Format("2006-01-02 15:04:05 UTC"), words))
 }
 

@@ -143,6 +143,16 @@ func (c Candidate) Against() bool {
 	return c.View.Node.Verdict != nil && c.View.Node.Verdict.Answer != "convert"
 }
 
+// MayReject and MayRetire tell what can become of the node from here. Rejecting
+// an approved node takes the approval back.
+func (c Candidate) MayReject() bool {
+	return c.View.Node.State == inventory.Approved || inventory.MayMove(c.View.Node.State, inventory.Rejected) == nil
+}
+
+func (c Candidate) MayRetire() bool {
+	return inventory.MayMove(c.View.Node.State, inventory.Retired) == nil
+}
+
 // MayInspect tells whether another inspection makes sense.
 func (c Candidate) MayInspect() bool {
 	switch c.View.Node.State {
@@ -182,9 +192,9 @@ func (p *Pages) Queue(w io.Writer, h Head, waiting []api.NodeView) error {
 // Tasks is the technician's list.
 type Tasks struct {
 	Head
-	Open []inventory.Task
-	Done []inventory.Task // the last few
-	More int
+	Open   []inventory.Task
+	Lately []inventory.Task // the last few that were done
+	More   int
 }
 
 // Tasks draws the tasks.
@@ -197,8 +207,8 @@ func (p *Pages) Tasks(w io.Writer, h Head, all []inventory.Task) error {
 			t.Open = append(t.Open, x)
 		case x.Open():
 			t.More++
-		case len(t.Done) < 5:
-			t.Done = append(t.Done, x)
+		case len(t.Lately) < 5:
+			t.Lately = append(t.Lately, x)
 		}
 	}
 	return p.draw(w, "tasks", t)
