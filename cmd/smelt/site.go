@@ -15,6 +15,8 @@ import (
 	"smelt/internal/api"
 	"smelt/internal/config"
 	"smelt/inventory"
+	"smelt/inventory/triage"
+	"smelt/power/pdu"
 )
 
 func newSite(o *options) *cobra.Command {
@@ -24,7 +26,11 @@ func newSite(o *options) *cobra.Command {
 
 // known are the words of a site file that other packages define.
 func known() config.Known {
-	return config.Known{Profiles: slices.Sorted(maps.Keys(burnin.Profiles()))}
+	k := config.Known{Profiles: slices.Sorted(maps.Keys(burnin.Profiles())), PDUModels: pdu.Models()}
+	for _, t := range triage.Targets() {
+		k.Targets = append(k.Targets, t.Name)
+	}
+	return k
 }
 
 // loadSite reads the site file that --site or the argument names.

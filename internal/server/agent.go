@@ -84,18 +84,17 @@ func (s *Server) enrol(w http.ResponseWriter, r *http.Request) {
 		host = r.RemoteAddr
 	}
 	sess, err := s.Conductor.Enrol(r.Context(), convert.Enrolment{Nonce: e.Nonce, Key: e.Key, Hardware: e.Hardware, Addr: host})
-	if err != nil {
-		if errors.Is(err, convert.ErrNotYet) || errors.Is(err, store.ErrFenced) {
-			s.Log.Info("enrolment must wait", "addr", host, "err", err)
-			w.Header().Set("Retry-After", "2")
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
+	switch {
+	case errors.Is(err, convert.ErrRefused):
 		s.Log.Warn("enrolment refused", "addr", host, "serial", e.Hardware.Board.Serial, "err", err)
 		w.WriteHeader(http.StatusUnauthorized)
-		return
+	case err != nil: // too early, or a failure of ours: the agent asks again
+		s.Log.Warn("enrolment must wait", "addr", host, "err", err)
+		w.Header().Set("Retry-After", "2")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	default:
+		s.enrolled(w, sess)
 	}
-	s.enrolled(w, sess)
 }
 
 func (s *Server) enrolled(w http.ResponseWriter, sess convert.Session) {
@@ -117,6 +116,8 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request, a store.Agent) {
 // it waits for a change.
 func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	after := r.FormValue("after")
+	// Longer than a listener's own limit may be: waiting is the point.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTime + bodyTime))
 	timeout := time.NewTimer(pollTime)
 	defer timeout.Stop()
 	for {

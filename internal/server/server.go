@@ -164,7 +164,7 @@ func (s *Server) failure(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		s.fail(w, http.StatusNotFound, "there is no such thing here", "smelt node list")
-	case errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUsed):
+	case errors.Is(err, convert.ErrRefused), errors.Is(err, store.ErrConflict), errors.Is(err, store.ErrUsed):
 		s.fail(w, http.StatusConflict, err.Error(), "look at the node and decide anew")
 	case errors.Is(err, store.ErrFenced):
 		s.fail(w, http.StatusServiceUnavailable, err.Error(), "ask the other controller")

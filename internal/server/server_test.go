@@ -607,9 +607,13 @@ func TestAgent(t *testing.T) {
 	if st, _ := enrol(api.Enrol{Nonce: "n", Key: key[:5]}); st != 400 {
 		t.Errorf("short key: %d", st)
 	}
-	x.fake.enrolErr = errors.New("chassis serial contradicts ABC123")
+	x.fake.enrolErr = fmt.Errorf("%w: chassis serial contradicts ABC123", convert.ErrRefused)
 	if st, body := enrol(api.Enrol{Nonce: "n", Key: key}); st != 401 || body != "" {
 		t.Errorf("a refused enrolment says %d %q", st, body)
+	}
+	x.fake.enrolErr = errors.New("disk full")
+	if st, body := enrol(api.Enrol{Nonce: "n", Key: key}); st != 503 || body != "" {
+		t.Errorf("an enrolment that failed here says %d %q: the agent must ask again", st, body)
 	}
 	if err := x.Store.PutAgent(ctx, store.Agent{Session: hash("tok"), Node: "rig-01", Mode: "convert", Expires: time.Now().Add(time.Hour)}); err != nil {
 		t.Fatal(err)
