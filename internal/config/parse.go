@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/base64"
 	"fmt"
 	"maps"
 	"math"
@@ -426,7 +427,7 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 			p.unique(addrs, r.Address.at, "address", r.Address.v)
 			p.fixedAddress(r, n)
 		}
-		n.Power = p.power(r, n, pdus, outlets)
+		n.Power = p.power(r.Power, pdus, outlets)
 		p.site.Nodes = append(p.site.Nodes, n)
 	}
 }
@@ -484,18 +485,13 @@ func broadcast(p netip.Prefix) netip.Addr {
 
 // driverKeys says which keys beside driver a power driver needs and takes.
 var driverKeys = map[string]struct{ needs, takes []string }{
-	"redfish": {[]string{"address", "user", "password"}, []string{"pin"}},
+	"redfish": {[]string{"address", "user", "password"}, []string{"pin", "system"}},
 	"ipmi":    {[]string{"address", "user", "password"}, []string{"cipherSuite"}},
 	"pdu":     {[]string{"outlets"}, nil},
-	"plug":    {[]string{"address", "kind"}, []string{"user", "password", "switch"}},
-	"wol":     {nil, []string{"mac"}},
 	"manual":  {},
 }
 
-var fingerprint = regexp.MustCompile(`^[0-9a-fA-F]{64}$`)
-
-func (p *parser) power(r rawNode, n Node, pdus []string, outlets map[string]int) Power {
-	w := r.Power
+func (p *parser) power(w rawPower, pdus []string, outlets map[string]int) Power {
 	if !w.set() {
 		return Power{Driver: "manual"}
 	}
@@ -522,26 +518,20 @@ func (p *parser) power(r rawNode, n Node, pdus []string, outlets map[string]int)
 	}
 	out := Power{
 		Driver: w.Driver.v, Address: w.Address.v, User: w.User.v, Password: SecretRef(w.Password.name),
-		Pin: strings.ToLower(w.Pin.v), Kind: w.Kind.v, Switch: w.Switch.v,
+		Pin: w.Pin.v, System: w.System.v,
 	}
 	switch out.Driver {
 	case "redfish":
-		if u, err := url.Parse(out.Address); out.Address != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil) {
-			p.fail(w.Address.at, "write https://HOST; account and password have keys of their own", "%q is no URL of a BMC", clip(redactURL(out.Address)))
-		} else if err == nil && u.Scheme == "http" && !p.site.Lab {
-			p.fail(w.Address.at, "write https://; pin its certificate with pin", "the password would cross the network in clear")
+		if u, err := url.Parse(out.Address); out.Address != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil) {
+			p.fail(w.Address.at, "write https://HOST; account and password have keys of their own", "%q is no https URL of a BMC", clip(redactURL(out.Address)))
 		}
-		if w.Pin.v != "" && !fingerprint.MatchString(w.Pin.v) {
-			p.fail(w.Pin.at, "", "pin: want 64 hexadecimal digits (SHA-256)")
+		if sum, err := base64.StdEncoding.DecodeString(w.Pin.v); w.Pin.v != "" && (err != nil || len(sum) != 32) {
+			p.fail(w.Pin.at, "openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64", "pin: want a SHA-256 in base64")
 		}
 	case "ipmi":
-		out.CipherSuite = 17 // RAKP-HMAC-SHA256; 3 is the old default
-		if c := w.CipherSuite; c.set() {
-			out.CipherSuite = c.v
-			// Suite 0 checks no password at all (IPMI 2.0 table 22-20).
-			if c.v != 3 && c.v != 8 && c.v != 12 && c.v != 17 {
-				p.fail(c.at, "use 17, or 3 on old BMCs", "cipher suite %d is not used: it protects too little or is unknown", c.v)
-			}
+		out.CipherSuite = 17 // RAKP-HMAC-SHA256; suite 0 would check no password (IPMI 2.0 table 22-20)
+		if w.CipherSuite.set() {
+			out.CipherSuite = w.CipherSuite.v
 		}
 	case "pdu":
 		for _, o := range w.Outlets {
@@ -552,16 +542,6 @@ func (p *parser) power(r rawNode, n Node, pdus []string, outlets map[string]int)
 			// The same outlet on two machines switches the wrong one off.
 			p.unique(outlets, o.at, "outlet", o.PDU.v+" "+strconv.Itoa(o.Outlet.v))
 			out.Outlets = append(out.Outlets, Outlet{o.PDU.v, o.Outlet.v})
-		}
-	case "wol":
-		if w.MAC.v != "" {
-			if m, ok := p.mac(w.MAC, map[string]int{}); ok {
-				out.MAC = m
-			}
-		} else if len(n.MACs) > 0 {
-			out.MAC = n.MACs[0]
-		} else {
-			p.fail(w.at, "add macs to the node", "wake-on-LAN needs a MAC address")
 		}
 	}
 	return out

@@ -68,7 +68,7 @@ type rawPDU struct {
 	at
 	Name      text      `yaml:"name" need:"yes" doc:"name of the PDU"`
 	Address   text      `yaml:"address" need:"yes" format:"hostport" doc:"HOST:PORT of its SNMP agent; port 161 when left out"`
-	Model     text      `yaml:"model" need:"yes" doc:"PDU model: which OIDs it understands"`
+	Model     text      `yaml:"model" doc:"PDU model: which OIDs it understands; what it says itself when left out"`
 	Version   text      `yaml:"version" enum:"v1 v2c v3" doc:"SNMP version; v2c (default)"`
 	Community secretRef `yaml:"community" doc:"v1 and v2c: the write community"`
 	User      text      `yaml:"user" doc:"v3: user name"`
@@ -116,16 +116,14 @@ type rawNode struct {
 
 type rawPower struct {
 	at
-	Driver      text        `yaml:"driver" need:"yes" enum:"redfish ipmi pdu plug wol manual" doc:"how the machine is switched"`
-	Address     text        `yaml:"address" doc:"redfish: https URL; ipmi and plug: HOST or HOST:PORT"`
-	User        text        `yaml:"user" doc:"redfish, ipmi, plug: account"`
-	Password    secretRef   `yaml:"password" doc:"redfish, ipmi, plug: its password"`
-	CipherSuite whole       `yaml:"cipherSuite" doc:"ipmi: cipher suite; 17 (default)"`
-	Pin         text        `yaml:"pin" doc:"redfish: SHA-256 of the certificate, hexadecimal"`
+	Driver      text        `yaml:"driver" need:"yes" enum:"redfish ipmi pdu manual" doc:"how the machine is switched"`
+	Address     text        `yaml:"address" doc:"redfish: https://HOST; ipmi: HOST or HOST:PORT"`
+	User        text        `yaml:"user" doc:"redfish, ipmi: account"`
+	Password    secretRef   `yaml:"password" doc:"redfish, ipmi: its password"`
+	CipherSuite whole       `yaml:"cipherSuite" enum:"3 17" doc:"ipmi: 17 (default), or 3 for a BMC that knows no better"`
+	Pin         text        `yaml:"pin" doc:"redfish: SHA-256 of the BMC's public key, base64 (RFC 7469); the key of the first connection when left out"`
+	System      text        `yaml:"system" doc:"redfish: id of the system, where a BMC has several"`
 	Outlets     []rawOutlet `yaml:"outlets" doc:"pdu: every outlet that feeds the machine"`
-	Kind        text        `yaml:"kind" enum:"shelly tasmota" doc:"plug: its firmware"`
-	Switch      whole       `yaml:"switch" doc:"plug: number of its relay; 0 (default)"`
-	MAC         text        `yaml:"mac" format:"mac" doc:"wol: address to wake; the first of macs (default)"`
 }
 
 type rawOutlet struct {

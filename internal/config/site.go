@@ -66,7 +66,7 @@ func (r Range) Contains(a netip.Addr) bool {
 type PDU struct {
 	Name       string
 	Address    string // HOST:PORT
-	Model      string
+	Model      string // "" is what the PDU says it is
 	Version    string // v1, v2c, v3
 	Community  SecretRef
 	User       string
@@ -98,16 +98,14 @@ type Node struct {
 
 // Power says how a node is switched. Only the fields of its driver are set.
 type Power struct {
-	Driver      string // redfish ipmi pdu plug wol manual
+	Driver      string // redfish ipmi pdu manual
 	Address     string
 	User        string
 	Password    SecretRef
-	CipherSuite int
-	Pin         string
+	CipherSuite int    // ipmi
+	Pin         string // redfish
+	System      string // redfish
 	Outlets     []Outlet
-	Kind        string // plug: shelly, tasmota
-	Switch      int
-	MAC         inventory.MAC // wol
 }
 
 // An Outlet is one outlet of a PDU, counted from 1.
