@@ -94,7 +94,8 @@ type Simulation struct {
 }
 
 // SimGPU is one simulated card. Fault is none (""), lost (falls off the bus
-// under load), vram (flips bits), hot (dead fan).
+// under load), vanish (the same, and the call of the driver never returns),
+// vram (flips bits), hot (dead fan), compute (wrong results), hang, crash.
 type SimGPU struct {
 	PCI   string `json:"pci"`
 	Model string `json:"model"`

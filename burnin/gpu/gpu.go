@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"smelt/burnin"
@@ -74,6 +75,9 @@ func (s Supervisor) Run(ctx context.Context, in io.Reader, out io.Writer) error 
 type run struct {
 	Supervisor
 	req burnin.Request
+
+	// Some worker said that a library is simulated. All use the same ones.
+	simulated atomic.Bool
 
 	mu       sync.Mutex
 	out      io.Writer
@@ -151,9 +155,7 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 	work, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if spec.ID == burnin.GPUPresence {
-		o := r.worker(work, j, env, 1)
-		res = o.result(j)
-		return res
+		return r.result(r.worker(work, j, env, 1), j)
 	}
 	outcomes := make([]outcome, len(cards))
 	var wg sync.WaitGroup
@@ -176,7 +178,6 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 				defer cancel()
 				if p := r.worker(pc, ask, env, 0); p.res != nil && p.res.Status == burnin.Fail {
 					p.res.Log = append(outcomes[i].log(), p.res.Log...)
-					p.simulated = p.simulated || outcomes[i].simulated
 					outcomes[i] = p
 				}
 			}
@@ -187,7 +188,7 @@ func (r *run) check(ctx context.Context) (res burnin.Result) {
 	for i, g := range cards {
 		one := j
 		one.GPU = g.Address
-		results[i] = outcomes[i].result(one)
+		results[i] = r.result(outcomes[i], one)
 	}
 	res = merge(spec, cards, results)
 	return res
@@ -223,11 +224,10 @@ func writeCards(path string, sim burnin.Simulation) error {
 
 // An outcome is how a worker ended: with a result or with a reason why not.
 type outcome struct {
-	res       *burnin.Result
-	why       string
-	stderr    string
-	simulated bool
-	took      time.Duration
+	res    *burnin.Result
+	why    string
+	stderr string
+	took   time.Duration
 }
 
 func (o outcome) log() []string {
@@ -243,19 +243,19 @@ func (o outcome) log() []string {
 	return out
 }
 
-func (o outcome) result(j job) burnin.Result {
-	sim := o.simulated || j.Subject.Sim != nil
+func (r *run) result(o outcome, j job) burnin.Result {
+	sim := r.simulated.Load() || j.Subject.Sim != nil
 	if o.res != nil {
-		r := *o.res
-		r.ID = j.Spec.ID
-		r.Simulated = r.Simulated || sim
-		return r
+		res := *o.res
+		res.ID = j.Spec.ID
+		res.Simulated = res.Simulated || sim
+		return res
 	}
-	r := burnin.Result{ID: j.Spec.ID, Status: burnin.Error, Reason: o.why, Simulated: sim, Took: o.took, Log: o.log()}
+	res := burnin.Result{ID: j.Spec.ID, Status: burnin.Error, Reason: o.why, Simulated: sim, Took: o.took, Log: o.log()}
 	if j.GPU != "" {
-		r.Reason = "GPU " + j.GPU + ": " + o.why
+		res.Reason = "GPU " + j.GPU + ": " + o.why
 	}
-	return r
+	return res
 }
 
 // worker runs one job in a process of its own and relays its samples. of is
@@ -269,7 +269,6 @@ func (r *run) worker(ctx context.Context, j job, env []string, of int) (o outcom
 	}
 	cmd := exec.CommandContext(ctx, r.Worker[0], r.Worker[1:]...)
 	cmd.Env = env
-	cmd.Cancel = func() error { return cmd.Process.Kill() }
 	stderr := &head{}
 	cmd.Stderr = stderr
 	// in stays open while the worker runs: its end would be the worker's.
@@ -281,56 +280,52 @@ func (r *run) worker(ctx context.Context, j job, env []string, of int) (o outcom
 	if err != nil {
 		return outcome{why: err.Error()}
 	}
-	defer pr.Close()
 	cmd.Stdout = pw
 	if err := cmd.Start(); err != nil {
+		pr.Close()
 		pw.Close()
 		return outcome{why: "cannot start a worker: " + err.Error()}
 	}
 	pw.Close()
-	type ended struct{ err error }
-	wait := make(chan ended, 1)
-	lines := make(chan outcome, 1)
-	go func() { lines <- r.relay(pr, j, of) }()
+	relayed := make(chan outcome, 1)
+	go func() { relayed <- r.relay(pr, j, of) }()
 	go func() {
 		if _, err := in.Write(append(b, '\n')); err != nil {
-			// The worker is gone; Wait says how.
-			in.Close()
+			in.Close() // the worker is gone; Wait says how
 		}
-	}()
-	go func() {
-		// Not before the output is read to its end.
-		o := <-lines
-		lines <- o
-		wait <- ended{cmd.Wait()}
 	}()
 	select {
-	case e := <-wait:
-		o := <-lines
-		o.stderr = stderr.String()
-		if o.res == nil && o.why == "" {
-			o.why = death(ctx, e.err)
-		}
-		return o
+	case o = <-relayed:
 	case <-ctx.Done():
-	}
-	// The kill is on its way. A process that waits for a dead card inside the
-	// kernel survives it: leave it behind rather than hang with it.
-	grace := time.NewTimer(2 * time.Second)
-	defer grace.Stop()
-	select {
-	case e := <-wait:
-		o := <-lines
-		o.stderr = stderr.String()
-		if o.res == nil {
-			o.why = death(ctx, e.err)
+		// The kill is on its way; what was said before it counts.
+		select {
+		case o = <-relayed:
+		case <-time.After(grace):
 		}
-		return o
-	case <-grace.C:
-		pr.Close()
-		return outcome{why: "the worker hangs in the kernel and cannot be killed", stderr: stderr.String(), simulated: r.req.Subject.Sim != nil}
 	}
+	pr.Close()
+	// With a result it has said everything, and without one it says no more. A
+	// process that waits for a dead card inside the kernel survives the kill:
+	// leave it behind rather than hang with it.
+	_ = cmd.Process.Kill()
+	reaped := make(chan error, 1)
+	go func() { reaped <- cmd.Wait() }()
+	select {
+	case err := <-reaped:
+		if o.res == nil && (o.why == "" || ctx.Err() != nil) {
+			o.why = death(ctx, err)
+		}
+	case <-time.After(grace):
+		if o.res == nil {
+			o.why = "the worker hangs in the kernel and cannot be killed"
+		}
+	}
+	o.stderr = stderr.String()
+	return o
 }
+
+// grace is how long a killed worker has to be gone.
+const grace = 2 * time.Second
 
 // exitUndefinedSymbol is what ld.so exits with when a lazily bound function
 // does not exist.
@@ -353,7 +348,8 @@ func death(ctx context.Context, err error) string {
 	return "the worker ended without a result"
 }
 
-// relay passes samples and progress on until the worker closes its output.
+// relay passes samples and progress on until the result, or until the worker
+// closes its output.
 func (r *run) relay(rd io.Reader, j job, of int) outcome {
 	var o outcome
 	sc := bufio.NewScanner(rd)
@@ -367,10 +363,13 @@ func (r *run) relay(rd io.Reader, j job, of int) outcome {
 			o.why = "the worker wrote something that is not of the protocol: " + err.Error()
 			continue
 		}
-		o.simulated = o.simulated || l.Simulated
+		if l.Simulated {
+			r.simulated.Store(true)
+		}
 		switch {
 		case l.Result != nil:
 			o.res = l.Result
+			return o
 		case l.Sample != nil && of > 0:
 			_ = r.emit(burnin.Line{Sample: l.Sample})
 		case l.Progress != nil && of > 0:
@@ -385,11 +384,7 @@ func (r *run) relay(rd io.Reader, j job, of int) outcome {
 		}
 	}
 	if err := sc.Err(); err != nil {
-		if o.res == nil {
-			o.why = "reading from the worker: " + err.Error()
-		}
-		// A worker that still writes must not block on a full pipe.
-		_, _ = io.Copy(io.Discard, rd)
+		o.why = "reading from the worker: " + err.Error()
 	}
 	return o
 }

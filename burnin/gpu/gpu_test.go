@@ -175,6 +175,7 @@ func TestSimulatedCards(t *testing.T) {
 		{all, "", burnin.PASS, "", nil},
 		{"gpu-presence", "lost", burnin.PASS, "", nil}, // it is lost under load only
 		{"gpu-vram gpu-compute", "lost", burnin.REPAIR, "Reseat GPU RTX 3090 in slot 2: it fell off the bus under load (simulated)", []string{"the card is lost"}},
+		{"gpu-compute", "vanish", burnin.REPAIR, "Reseat GPU RTX 3090 in slot 2: it fell off the bus under load (simulated)", []string{"does not return"}},
 		{"gpu-vram", "vram", burnin.REPAIR, "Replace GPU RTX 3090 in slot 2: its memory returned wrong data (memory errors", nil},
 		{"gpu-compute", "compute", burnin.REPAIR, "Replace GPU RTX 3090 in slot 2: it computed wrong results (wrong blocks", []string{"on SM 1: sum"}},
 		{"gpu-vram gpu-compute", "hot", burnin.REPAIR, "Check fans and heat sink of GPU RTX 3090 in slot 2: it gets too hot (temperature", nil},

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"smelt/burnin"
@@ -44,6 +45,7 @@ type workerLine struct {
 // result. It ends the process when in closes, which is how a worker never
 // outlives its supervisor.
 func Work(in io.Reader, out io.Writer) error {
+	start := time.Now()
 	var j job
 	d := json.NewDecoder(io.LimitReader(in, maxRequest))
 	if err := d.Decode(&j); err != nil {
@@ -55,22 +57,48 @@ func Work(in io.Reader, out io.Writer) error {
 			os.Exit(exitOrphan)
 		}
 	}()
-	// CUDA contexts belong to a thread.
-	runtime.LockOSThread()
-	w := &worker{job: j, out: out, res: burnin.Result{ID: j.Spec.ID, Started: time.Now()}}
-	w.run()
-	w.res.Took = time.Since(w.res.Started)
-	w.res.Simulated = w.simulated
-	w.settle()
-	res := w.res
+	w := &worker{job: j, out: out, res: burnin.Result{ID: j.Spec.ID}, fell: make(chan struct{})}
+	ran := make(chan burnin.Result, 1)
+	go func() {
+		runtime.LockOSThread() // CUDA contexts belong to a thread
+		w.run()
+		w.settle()
+		ran <- w.res
+		// The end of a locked goroutine ends its thread, and in one run of
+		// twenty that was seen to end the process with SIGSEGV before the
+		// result was out. The process ends soon enough.
+		select {}
+	}()
+	var res burnin.Result
+	select {
+	case res = <-ran:
+	case <-w.fell:
+		// A call on a card that is gone may never return.
+		select {
+		case res = <-ran:
+		case <-time.After(stuckAfter):
+			gone := &worker{job: j, res: burnin.Result{ID: j.Spec.ID}}
+			gone.lost()
+			gone.logf("GPU %s: a call of the driver does not return", j.GPU)
+			gone.settle()
+			res = gone.res
+		}
+	}
+	res.Started = start
+	res.Took = time.Since(start)
+	res.Simulated = w.simulated.Load()
 	return w.emit(workerLine{Line: burnin.Line{Result: &res}})
 }
 
-const exitOrphan = 3
+const (
+	exitOrphan = 3
+	stuckAfter = time.Second
+)
 
 type worker struct {
 	job
-	simulated bool
+	simulated atomic.Bool
+	fell      chan struct{} // closed by the monitor when the card falls off the bus
 	res       burnin.Result
 	logged    int
 
@@ -154,8 +182,8 @@ func (w *worker) run() {
 			return
 		}
 	}
-	w.simulated = sim || cudaSim
-	if w.simulated {
+	w.simulated.Store(sim || cudaSim)
+	if w.simulated.Load() {
 		_ = w.emit(workerLine{Simulated: true})
 		w.logf("simulated: no real card was touched; %s and %s imitate the driver", w.NVML, w.CUDA)
 	}
@@ -270,7 +298,7 @@ func (w *worker) presence(lib *library) {
 		if g.Model != "" {
 			// The names of mining cards vary ("Graphics Device"); their PCI id does
 			// not. A simulated card has the PCI id of the device it stands for.
-			ok := sameModel(g.Model, d.name) || !w.simulated && g.Vendor == "10de" && d.id == "10de:"+g.Device
+			ok := sameModel(g.Model, d.name) || !w.simulated.Load() && g.Vendor == "10de" && d.id == "10de:"+g.Device
 			add(burnin.Finding{Name: "is the " + burnin.ShortModel(g.Model) + " of the inspection", Value: value(ok), Limit: "= 1", Status: passIf(ok), Cause: burnin.CauseGPUMismatch})
 			if !ok {
 				w.logf("%s: inspection found %q, the driver says %q", item, g.Model, d.name)
@@ -425,6 +453,7 @@ func (w *worker) monitor(dev device) *monitor {
 			rs, err := dev.readings()
 			if errors.Is(err, errLost) {
 				m.lost = true
+				close(w.fell)
 				return
 			}
 			for _, r := range rs {
@@ -511,7 +540,7 @@ func (w *worker) vram(k *cudaCard, m *monitor) error {
 	if err != nil {
 		return err
 	}
-	if w.simulated {
+	if w.simulated.Load() {
 		w.logf("simulated: %d MiB of ordinary memory stand for the memory of the card", total>>20)
 	}
 	w.logf("GPU %s: compute capability %s, %d multiprocessors, %d of %d MiB free", w.GPU, k.cc, k.sms, free>>20, total>>20)

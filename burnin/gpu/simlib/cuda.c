@@ -300,9 +300,9 @@ CUresult cuLaunchKernel(intptr_t fn, unsigned gx, unsigned gy, unsigned gz, unsi
 	s->launches++;
 	s->busy_until = sim_now() + BUSY_NS;
 	if (s->launches > 1) {
-		if (fault("lost"))
+		if (fault("lost") || fault("vanish"))
 			s->lost = 1;
-		while (fault("hang"))
+		while (fault("hang") || fault("vanish"))
 			pause();
 		if (fault("crash"))
 			*(volatile int *)0 = 0;

@@ -9,6 +9,7 @@
  *         compute  wrong results on one multiprocessor
  *         hang   a launch never returns
  *         crash  a launch ends the process
+ *         vanish the card falls off the bus and its launch never returns
  */
 #ifndef SMELT_SIM_H
 #define SMELT_SIM_H
