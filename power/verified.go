@@ -174,7 +174,6 @@ func final(err error) bool {
 type run struct {
 	*Verified
 	began    time.Time
-	last     error // of the last read
 	evidence Evidence
 }
 
@@ -202,7 +201,6 @@ func (r *run) poll(ctx context.Context) (State, error) {
 	s, err := r.read(ctx)
 	r.evidence.Polls++
 	r.evidence.After = s.String()
-	r.last = err
 	return s, err
 }
 
@@ -210,11 +208,10 @@ func (r *run) poll(ctx context.Context) (State, error) {
 // BMC says off for a moment while it restarts or the host resets.
 const offReads = 2
 
-// reach polls until want accepts the state, which must then be off twice in a
-// row or on once, and returns it.
-func (r *run) reach(ctx context.Context, limit time.Duration, want func(State) bool) (State, error) {
+// reach polls until the state is want (0: on or off, whichever) and returns
+// it. Off must be read twice in a row, on once.
+func (r *run) reach(ctx context.Context, limit time.Duration, want State) (State, error) {
 	end := time.Now().Add(limit)
-	seen := Unknown
 	for offs := 0; ; {
 		s, err := r.poll(ctx)
 		if final(err) {
@@ -228,16 +225,15 @@ func (r *run) reach(ctx context.Context, limit time.Duration, want func(State) b
 		} else {
 			offs = 0
 		}
-		seen = s
-		if want(s) && (s == On || offs >= offReads) {
+		if (s == On || offs >= offReads) && (want == 0 || s == want) {
 			return s, nil
 		}
 		left := time.Until(end)
 		if left <= 0 {
-			if r.last != nil {
-				return seen, fmt.Errorf("%w: %v without a clear answer, the last one: %w", ErrNotReached, limit, r.last)
+			if err != nil {
+				return s, fmt.Errorf("%w: %v without a clear answer, the last one: %w", ErrNotReached, limit, err)
 			}
-			return seen, fmt.Errorf("%w: still %s after %v and %d reads", ErrNotReached, seen, limit, r.evidence.Polls)
+			return s, fmt.Errorf("%w: still %s after %v and %d reads", ErrNotReached, s, limit, r.evidence.Polls)
 		}
 		if err := pause(ctx, min(r.limits.Poll, left)); err != nil {
 			return Unknown, err
@@ -245,14 +241,10 @@ func (r *run) reach(ctx context.Context, limit time.Duration, want func(State) b
 	}
 }
 
-func known(s State) bool { return s == On || s == Off }
-
-func is(want State) func(State) bool { return func(s State) bool { return s == want } }
-
 // before finds out what is the case; nothing is done to a machine whose state
 // is not known.
 func (r *run) before(ctx context.Context) (State, error) {
-	s, err := r.reach(ctx, r.limits.Reach, known)
+	s, err := r.reach(ctx, r.limits.Reach, 0)
 	r.evidence.Before = s.String()
 	if errors.Is(err, ErrNotReached) {
 		return s, fmt.Errorf("nothing was done because the state is not known: %w", err)
@@ -271,7 +263,7 @@ func (r *run) set(ctx context.Context, want State) error {
 	if sent != nil {
 		r.note("the command to switch %s failed, the state decides: %v", want, sent)
 	}
-	if _, err := r.reach(ctx, r.limits.Reach, is(want)); err != nil {
+	if _, err := r.reach(ctx, r.limits.Reach, want); err != nil {
 		if sent != nil {
 			return fmt.Errorf("switch %s: %w (and the command had failed: %w)", want, err, sent)
 		}
@@ -329,7 +321,7 @@ func (v *Verified) SoftOff(ctx context.Context) (Evidence, error) {
 		if sent != nil {
 			r.note("the command to shut down failed, the state decides: %v", sent)
 		}
-		if _, err := r.reach(ctx, r.limits.Soft, is(Off)); err != nil {
+		if _, err := r.reach(ctx, r.limits.Soft, Off); err != nil {
 			return fmt.Errorf("shut down: %w", err)
 		}
 		return nil

@@ -188,19 +188,19 @@ func TestVerbsDoNotInterleave(t *testing.T) {
 		var f powertest.Fake
 		f.SetScript(powertest.Script{Settle: 20 * time.Second})
 		v := power.Verify(&f, power.Limits{})
-		var done []string
+		done := make(chan string, 2)
 		go func() {
 			if _, err := v.Cycle(t.Context(), 0); err != nil {
 				t.Error(err)
 			}
-			done = append(done, "cycle")
+			done <- "cycle"
 		}()
 		time.Sleep(time.Millisecond)
 		go func() {
 			if _, err := v.Off(t.Context()); err != nil {
 				t.Error(err)
 			}
-			done = append(done, "off")
+			done <- "off"
 		}()
 		time.Sleep(time.Second)
 		began := time.Now()
@@ -213,8 +213,8 @@ func TestVerbsDoNotInterleave(t *testing.T) {
 			t.Errorf("a verb that cannot have its turn: %v", err)
 		}
 		time.Sleep(3 * time.Minute)
-		if !slices.Equal(done, []string{"cycle", "off"}) || f.On() {
-			t.Errorf("done %v, machine on %v", done, f.On())
+		if first, second := <-done, <-done; first != "cycle" || second != "off" || f.On() {
+			t.Errorf("done %s, %s, machine on %v", first, second, f.On())
 		}
 	})
 }

@@ -134,7 +134,7 @@ func (c *Controller) State(ctx context.Context) (power.State, error) {
 }
 
 // Set switches all outlets, one after the other within a second or so. An
-// outlet that fails does not keep the others from being switched off.
+// outlet that fails does not keep the others from being switched.
 func (c *Controller) Set(ctx context.Context, s power.State) error {
 	if s != power.On && s != power.Off {
 		return fmt.Errorf("set %s: %w", s, power.ErrUnsupported)
@@ -143,9 +143,6 @@ func (c *Controller) Set(ctx context.Context, s power.State) error {
 	for _, o := range c.outlets {
 		if err := o.set(ctx, s); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", o, err))
-			if s == power.On {
-				break
-			}
 		}
 	}
 	return errors.Join(failed...)
