@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // leaseScript is what the DHCP clients of the lab run: it says what they got,
@@ -62,7 +63,7 @@ func field(s, key string) string {
 }
 
 func TestForeignTFTPClients(t *testing.T) {
-	needs(t, "tftp", "atftp", "curl")
+	needs(t, "tftp", "atftp", "curl", "busybox")
 	l := newLab(t)
 	content := make([]byte, 300*1024+17)
 	for i := range content {
@@ -105,6 +106,17 @@ func TestForeignTFTPClients(t *testing.T) {
 			}
 		})
 	}
+	t.Run("stop in the middle", func(t *testing.T) {
+		// A client that takes its first block and is never heard of again.
+		c, err := l.run("sh", "-c", "(printf '\\000\\001loader.bin\\000octet\\000'; sleep 1) | busybox nc -u -p 4000 10.77.0.1 69 | head -c 4 >/dev/null & sleep 0.3")
+		if err != nil {
+			t.Fatal(c)
+		}
+		if err := l.end(15 * time.Second); err != nil {
+			t.Errorf("the server ended with %v: %s", err, l.log())
+		}
+		l.start()
+	})
 	t.Run("refusals", func(t *testing.T) {
 		out, _ := l.run("sh", "-c", "curl -s -S tftp://10.77.0.1/../../etc/passwd; echo >x; tftp 10.77.0.1 -c put x loader.bin; tftp 10.77.0.1 -c get nothing")
 		if bytes.Contains([]byte(out), []byte("root:")) {

@@ -318,7 +318,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 
 	switch r.kind {
 	case dhcpv4.MessageTypeDiscover:
-		a, err := n.leases.offer(mac, r.want, now)
+		a, err := s.offer(ctx, n, r, now)
 		if err != nil {
 			return no("%v", err)
 		}
@@ -361,6 +361,23 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		return &answer{refuse(n, r, why), refusal(r)}, e
 	}
 	return no("%s", why)
+}
+
+// offer chooses an address that nobody seems to use.
+func (s *Server) offer(ctx context.Context, n *network, r *request, now time.Time) (netip.Addr, error) {
+	for range 4 { // probes, each takes its time: the client repeats its question
+		a, fresh, err := n.leases.offer(r.machine.MAC, r.want, now)
+		if err != nil || !fresh || n.prober == nil || r.giaddr.IsValid() {
+			return a, err
+		}
+		by, used := n.prober.inUse(ctx, a)
+		if !used || by == r.machine.MAC {
+			return a, nil
+		}
+		n.leases.decline(r.machine.MAC, a, now)
+		s.log.Warn("boot: an address of the pool is in use by an unknown machine", "addr", a, "by", by, "interface", n.Interface)
+	}
+	return netip.Addr{}, errors.New("the next addresses of the pool are all in use by unknown machines")
 }
 
 // destination follows RFC 2131 section 4.1 for OFFER and ACK.

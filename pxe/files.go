@@ -19,6 +19,17 @@ const (
 	LoaderBIOS  = "undionly.kpxe"
 	LoaderUEFI  = "snponly.efi"
 	LoaderARM64 = "snponly-arm64.efi"
+
+	// LoaderLocal is an EFI program that starts the machine's own disk. When it
+	// is served, a UEFI machine that is told to boot locally runs it instead of
+	// leaving the choice to its firmware. GRUB makes one:
+	//
+	//	search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI
+	//	chainloader /EFI/BOOT/BOOTX64.EFI
+	//	boot
+	//
+	//	grub-mkimage -O x86_64-efi -p / -c that.cfg -o local.efi search search_fs_file chain boot part_gpt part_msdos fat
+	LoaderLocal = "local.efi"
 )
 
 // Files is the content that machines may fetch, by name: a table of names and

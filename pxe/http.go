@@ -147,14 +147,18 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = s.complete(b)
 	}
+	local := ""
+	if s.files.Has(LoaderLocal) {
+		local = LoaderLocal
+	}
 	text := ""
 	if err == nil {
-		text, err = scriptFor(b, again, func(name string) string { return s.fileURL(n, name) })
+		text, err = scriptFor(b, again, local, func(name string) string { return s.fileURL(n, name) })
 	}
 	if err != nil {
 		b = Boot{Action: Hold, Why: "not decided: " + plain(err.Error(), 200), Screen: b.Screen}
 		s.log.Error("boot: no script, the machine waits and asks again", "mac", m.MAC, "addr", client, "err", err)
-		if text, err = scriptFor(b, again, nil); err != nil {
+		if text, err = scriptFor(b, again, "", nil); err != nil {
 			panic(err) // a hold cannot fail
 		}
 	}

@@ -119,7 +119,7 @@ func TestScriptHTTP(t *testing.T) {
 			"initrd --name initrd0 http://10.77.0.1/boot/file/initrd || goto retry\n", "\nboot || goto retry\n",
 			"\nchain --replace --autofree http://10.77.0.1/boot/script?arch=7&mac=52%3A54%3A00%3A00%3A00%3A01&serial=S+1&uuid=abc || goto retry\n",
 		}, "sanboot"},
-		{"mac=52:54:00:00:00:99", []string{"sanboot --no-describe --drive 0x80 || exit 1\n", "iseq ${platform} efi && exit 1 ||\n"}, "kernel"},
+		{"mac=52:54:00:00:00:99", []string{"sanboot --no-describe --drive 0x80 || exit 1\n", "iseq ${platform} efi && goto efi ||\n", "\n:efi\nexit 1\n"}, "kernel"},
 		{"mac=52:54:00:00:00:98", []string{`hold: not decided: the boot file "not-there" is not served`, "sleep 10"}, "kernel --name"},
 		{"mac=52:54:00:00:00:ee", []string{"hold: rejected", "sleep 10"}, "kernel"},
 		{"mac=52:54:00:00:00:dd", []string{"hold: not decided: the decision was action(0)"}, "kernel"},
@@ -197,11 +197,11 @@ func checkScript(t *testing.T, text string) {
 				t.Fatalf("%q could start with an option", line)
 			}
 		case "kernel", "initrd", "chain", "boot":
-			if len(words) < 3 || strings.Join(words[len(words)-3:], " ") != "|| goto retry" {
+			if end := strings.Join(words[max(0, len(words)-3):], " "); end != "|| goto retry" && end != "|| exit 1" {
 				t.Fatalf("%q does not end in a retry", line)
 			}
 			rest = words[1 : len(words)-3]
-		case ":retry", "sleep", "imgfree", "iseq", "sanboot":
+		case ":retry", ":efi", "sleep", "imgfree", "iseq", "sanboot", "exit":
 			continue // ours as they are
 		default:
 			t.Fatalf("a command we do not write: %q", line)
@@ -225,7 +225,7 @@ func FuzzScript(f *testing.F) {
 	f.Add(4, "", "", "", "", "`${cls}`\r\nreboot", "&& reboot")
 	f.Fuzz(func(t *testing.T, action int, kernel, initrd, arg1, arg2, why, screen string) {
 		b := Boot{Action: Action(action), Kernel: kernel, Initrd: []string{initrd}, Args: []string{arg1, arg2}, Why: why, Screen: []string{screen, why}}
-		text, err := scriptFor(b, "http://h/boot/script?"+url.QueryEscape(why), func(name string) string { return "http://h/boot/file/" + escapePath(name) })
+		text, err := scriptFor(b, "http://h/boot/script?"+url.QueryEscape(why), initrd, func(name string) string { return "http://h/boot/file/" + escapePath(name) })
 		if err != nil {
 			if text != "" {
 				t.Fatalf("an error and a script: %q", text)
@@ -268,7 +268,7 @@ func TestScriptArgs(t *testing.T) {
 		}
 	}
 	long := Boot{Action: Kernel, Kernel: "vmlinuz", Args: []string{strings.Repeat("x", maxArgs)}}
-	if _, err := scriptFor(long, "u", func(n string) string { return n }); err == nil {
+	if _, err := scriptFor(long, "u", "", func(n string) string { return n }); err == nil {
 		t.Error("a kernel would cut this command line short, and the script was made")
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,6 +35,7 @@ type serverSpec struct {
 	Leases  string
 	Files   map[string]string // name: path
 	Boots   map[string]Boot   // by MAC; "" is for all others
+	Then    Boot              // once a machine has its script, it gets this at the next, if set
 	NoHTTP  bool              // a second server cannot have the port, and is not about it
 }
 
@@ -60,14 +62,38 @@ func (t tableBooter) Boot(_ context.Context, m Machine) (Boot, error) {
 	return Boot{}, errors.New("nobody knows this machine")
 }
 
+// onceBooter gives every machine its first script from a table and a fixed
+// one after that.
+type onceBooter struct {
+	first tableBooter
+	then  Boot
+
+	mu   sync.Mutex
+	done map[MAC]bool
+}
+
+func (o *onceBooter) Boot(ctx context.Context, m Machine) (Boot, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.done[m.MAC] {
+		return o.then, nil
+	}
+	o.done[m.MAC] = m.Stage == AskScript
+	return o.first.Boot(ctx, m)
+}
+
 func serveSpec(text string) error {
 	var spec serverSpec
 	if err := json.Unmarshal([]byte(text), &spec); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1)
+		if line, _ := bufio.NewReader(os.Stdin).ReadString('\n'); line != "stop\n" {
+			os.Exit(1)
+		}
+		cancel()
 	}()
 	files := &Files{}
 	for name, p := range spec.Files {
@@ -75,10 +101,14 @@ func serveSpec(text string) error {
 			return err
 		}
 	}
+	var booter Booter = tableBooter(spec.Boots)
+	if spec.Then.Action != 0 {
+		booter = &onceBooter{first: spec.Boots, then: spec.Then, done: make(map[MAC]bool)}
+	}
 	var mu sync.Mutex
 	out := json.NewEncoder(os.Stdout)
 	s, err := New(Config{
-		Networks: []Network{spec.Network}, Files: files, Booter: tableBooter(spec.Boots), Leases: spec.Leases,
+		Networks: []Network{spec.Network}, Files: files, Booter: booter, Leases: spec.Leases,
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		HTTP: netip.AddrPortFrom(netip.IPv4Unspecified(), 80),
 		Observe: func(e Event) {
@@ -95,7 +125,9 @@ func serveSpec(text string) error {
 		if err != nil {
 			return err
 		}
-		go http.Serve(l, s.Handler())
+		srv := &http.Server{Handler: s.Handler()}
+		go srv.Serve(l)
+		defer srv.Close()
 	}
 	go func() {
 		<-s.Ready()
@@ -103,7 +135,11 @@ func serveSpec(text string) error {
 		defer mu.Unlock()
 		fmt.Println("READY")
 	}()
-	return s.Run(context.Background())
+	before := goleak.IgnoreCurrent()
+	if err := s.Run(ctx); err != nil {
+		return err
+	}
+	return goleak.Find(before)
 }
 
 // needs skips the test when the machine cannot run it, unless skipping is forbidden.
@@ -138,6 +174,8 @@ type lab struct {
 	mu     sync.Mutex
 	events []Event
 	cmd    *exec.Cmd
+	stdin  io.Writer
+	exit   *error
 	stderr bytes.Buffer
 	done   chan struct{}
 }
@@ -214,7 +252,8 @@ func (l *lab) tryStart() error {
 	cmd.Env = append(os.Environ(), serverEnv+"="+string(spec))
 	// It ends when its input does, so it outlives no test. (The kernel's own way,
 	// PDEATHSIG, goes by the thread that forked, and threads end in within.)
-	if _, err := cmd.StdinPipe(); err != nil {
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
 		l.t.Fatal(err)
 	}
 	cmd.Stderr = lockedWriter{&l.mu, &l.stderr}
@@ -247,7 +286,7 @@ func (l *lab) tryStart() error {
 	}()
 	select {
 	case <-ready:
-		l.cmd, l.done = cmd, done
+		l.cmd, l.stdin, l.done, l.exit = cmd, stdin, done, &exit
 		return nil
 	case <-done:
 		return fmt.Errorf("%v: %s", exit, l.log())
@@ -272,6 +311,20 @@ func (l *lab) stop() {
 		_ = l.cmd.Process.Kill()
 		<-l.done
 		l.cmd = nil
+	}
+}
+
+// end stops the server as systemd would, and returns how it ended.
+func (l *lab) end(limit time.Duration) error {
+	l.t.Helper()
+	fmt.Fprintln(l.stdin, "stop")
+	select {
+	case <-l.done:
+		l.cmd = nil
+		return *l.exit
+	case <-time.After(limit):
+		l.t.Fatalf("the server did not stop within %s", limit)
+		return nil
 	}
 }
 

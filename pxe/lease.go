@@ -131,33 +131,35 @@ func (l *leases) holderLocked(a netip.Addr, now time.Time) (MAC, bool) {
 	return MAC{}, false
 }
 
-// offer chooses an address for mac and holds it for a moment. The order is
-// that of RFC 2131 section 4.3.1: the one it has or had, the one it asks for,
-// one that was never used, and last the one that has been free for longest.
-func (l *leases) offer(mac MAC, want netip.Addr, now time.Time) (netip.Addr, error) {
+// offer chooses an address for mac and holds it for a moment; fresh reports
+// that the machine did not have it before. The order is that of RFC 2131
+// section 4.3.1: the one it has or had, the one it asks for, one that was never
+// used, and last the one that has been free for longest.
+func (l *leases) offer(mac MAC, want netip.Addr, now time.Time) (a netip.Addr, fresh bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if a, ok := l.current(mac, now); ok {
 		if l.inPool(a) {
 			l.hold(mac, a, now)
 		}
-		return a, nil
+		return a, false, nil
 	}
 	if !l.from.IsValid() {
-		return netip.Addr{}, fmt.Errorf("no fixed address for this machine, and the network has no pool")
+		return netip.Addr{}, false, fmt.Errorf("no fixed address for this machine, and the network has no pool")
 	}
 	if l.inPool(want) && l.free(want, now) {
 		l.hold(mac, want, now)
-		return want, nil
+		return want, true, nil
 	}
 	for ; l.inPool(l.fresh); l.fresh = l.fresh.Next() {
 		if l.byAddr[l.fresh] == nil && l.free(l.fresh, now) {
 			l.hold(mac, l.fresh, now)
-			return l.fresh, nil
+			return l.fresh, true, nil
 		}
 	}
+	taken := fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
 	if now.Before(l.full) {
-		return netip.Addr{}, fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
+		return netip.Addr{}, false, taken
 	}
 	var oldest *lease
 	l.full = now.Add(offerHold)
@@ -174,11 +176,10 @@ func (l *leases) offer(mac MAC, want netip.Addr, now time.Time) (netip.Addr, err
 		}
 	}
 	if oldest == nil {
-		return netip.Addr{}, fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
+		return netip.Addr{}, false, taken
 	}
-	l.full = time.Time{}
 	l.hold(mac, oldest.addr, now)
-	return oldest.addr, nil
+	return oldest.addr, true, nil
 }
 
 // free reports whether a may be given to somebody who did not have it.

@@ -129,13 +129,13 @@ func newBootLab(t *testing.T) *lab {
 	return l
 }
 
-// bios and uefi are the flags of a machine with that firmware.
+// bios are the flags of a machine with SeaBIOS, whose network ROM is iPXE.
 func bios(l *lab) []string {
 	return []string{"-device", "virtio-net-pci,netdev=n0,bootindex=1,mac=" + guestMAC}
 }
 
-// undionly makes the ROM of the card a PXE ROM that is no iPXE to us: iPXE's
-// own ROM would never ask for a loader.
+// uefi are the flags of a machine with OVMF that boots by its own PXE: the
+// empty romfile keeps iPXE's ROM from taking over the card.
 func uefi(l *lab) []string {
 	vars := filepath.Join(l.dir, "vars.fd")
 	data, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
@@ -265,4 +265,110 @@ func TestBootUEFI(t *testing.T) {
 	l.booted(serial)
 	l.event("loader", func(e Event) bool { return e.Kind == "tftp snponly.efi" && e.Answer == "sent" })
 	t.Logf("UEFI PXE, snponly.efi: %s to userland", took)
+}
+
+// TestBootUEFIHTTP: firmware that knows no TFTP, only HTTP boot.
+func TestBootUEFIHTTP(t *testing.T) {
+	l := newBootLab(t)
+	l.start()
+	flags := append(uefi(l), "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n", "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
+	serial, took := l.boot(180*time.Second, "BOOT-OK", flags...)
+	l.booted(serial)
+	l.event("loader", func(e Event) bool { return e.Kind == "file snponly.efi" && strings.HasPrefix(e.Why, "GET") })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.events {
+		if strings.HasPrefix(e.Kind, "tftp") {
+			t.Errorf("TFTP was used: %+v", e)
+		}
+	}
+	t.Logf("UEFI HTTP boot, snponly.efi: %s to userland", took)
+}
+
+// TestBootUndionly: a BIOS machine goes through undionly.kpxe. QEMU has no
+// network ROM but iPXE, so that one loads it as if it were a kernel; it then
+// asks DHCP itself, with the broadcast flag set.
+func TestBootUndionly(t *testing.T) {
+	l := newBootLab(t)
+	l.spec.Then = l.spec.Boots[guestMAC]
+	l.spec.Boots[guestMAC] = Boot{Action: Kernel, Kernel: LoaderBIOS, Why: "the loader first"}
+	l.start()
+	serial, took := l.boot(180*time.Second, "BOOT-OK", bios(l)...)
+	l.booted(serial)
+	t.Logf("BIOS, undionly.kpxe: %s to userland", took)
+}
+
+// TestBootHold: a machine that nobody knows shows why it waits, asks again,
+// and boots once somebody does.
+func TestBootHold(t *testing.T) {
+	for name, flags := range map[string]func(*lab) []string{"bios": bios, "uefi": uefi} {
+		t.Run(name, func(t *testing.T) {
+			l := newBootLab(t)
+			l.spec.Then = l.spec.Boots[guestMAC]
+			l.spec.Boots[guestMAC] = Boot{Action: Hold, Why: "approve me", Screen: []string{"new machine"}}
+			l.start()
+			serial, _ := l.boot(180*time.Second, "BOOT-OK", flags(l)...)
+			for _, want := range []string{"| new machine", "| hold: approve me", "| asking again in 10 seconds"} {
+				if !strings.Contains(serial, want) {
+					t.Errorf("no %q on the screen:\n%s", want, serial)
+				}
+			}
+		})
+	}
+}
+
+// TestBootLocal: a machine in service starts what is on its disk.
+func TestBootLocal(t *testing.T) {
+	const mark = "LOCAL-DISK-OK"
+	t.Run("bios", func(t *testing.T) {
+		l := newBootLab(t)
+		l.spec.Boots[guestMAC] = Boot{Action: Local, Why: "in service"}
+		l.start()
+		// A boot sector that writes a line on the first serial port:
+		// xor ax,ax; mov ds,ax; mov si,7c16h; L: lodsb; test al,al; jz E; mov dx,3f8h; out dx,al; jmp L; E: hlt; jmp E
+		sector := append([]byte{0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x16, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, 0xf4, 0xeb, 0xfd, 0}, mark+"\r\n\x00"...)
+		disk := make([]byte, 1<<20)
+		copy(disk, sector)
+		disk[510], disk[511] = 0x55, 0xaa
+		path := filepath.Join(l.dir, "disk.img")
+		if err := os.WriteFile(path, disk, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, took := l.boot(60*time.Second, mark, append(bios(l), "-drive", "format=raw,if=ide,file="+path)...)
+		l.event("the script", func(e Event) bool { return e.Kind == "script" && e.Answer == "local disk" })
+		t.Logf("BIOS: %s to its own disk", took)
+	})
+	for _, direct := range []bool{true, false} {
+		t.Run(fmt.Sprintf("uefi direct=%v", direct), func(t *testing.T) { bootLocalUEFI(t, mark, direct) })
+	}
+}
+
+func bootLocalUEFI(t *testing.T, mark string, direct bool) {
+	needs(t, "grub-mkimage", "mformat", "mcopy", "mmd")
+	l := newBootLab(t)
+	l.spec.Boots[guestMAC] = Boot{Action: Local, Why: "in service"}
+	disk := exec.Command("sh", "-e", "-c", `
+echo 'echo `+mark+`; echo; sleep 60' >disk.cfg
+grub-mkimage -O x86_64-efi -p / -c disk.cfg -o boot.efi echo sleep
+truncate -s 40M disk.img
+mformat -i disk.img -F ::
+mmd -i disk.img ::/EFI ::/EFI/BOOT
+mcopy -i disk.img boot.efi ::/EFI/BOOT/BOOTX64.EFI
+cat >local.cfg <<END
+search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI
+chainloader /EFI/BOOT/BOOTX64.EFI
+boot
+END
+grub-mkimage -O x86_64-efi -p / -c local.cfg -o local.efi search search_fs_file chain boot part_gpt part_msdos fat`)
+	disk.Dir = l.dir
+	if out, err := disk.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if direct {
+		l.spec.Files[LoaderLocal] = filepath.Join(l.dir, "local.efi")
+	}
+	l.start()
+	_, took := l.boot(180*time.Second, mark, append(uefi(l), "-drive", "format=raw,if=none,id=d0,file="+filepath.Join(l.dir, "disk.img"), "-device", "virtio-blk-pci,drive=d0,bootindex=2")...)
+	l.event("the script", func(e Event) bool { return e.Kind == "script" && e.Answer == "local disk" })
+	t.Logf("UEFI, %s served %v: %s to its own disk", LoaderLocal, direct, took)
 }

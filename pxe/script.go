@@ -122,8 +122,9 @@ const (
 
 // scriptFor is the script for what was decided. again is the URL at which the
 // machine asks anew, query-escaped, in which only our own settings stand for
-// iPXE to fill in; file makes the URL of a boot file.
-func scriptFor(b Boot, again string, file func(name string) string) (string, error) {
+// iPXE to fill in; file makes the URL of a boot file; local is the file that
+// starts an UEFI machine's own disk, or nothing.
+func scriptFor(b Boot, again, local string, file func(name string) string) (string, error) {
 	s := newScript()
 	s.echo("")
 	s.echo("S m e l t")
@@ -167,11 +168,18 @@ func scriptFor(b Boot, again string, file func(name string) string) (string, err
 		s.retry(again, "loading failed; asking again in 10 seconds", 10)
 	case Local:
 		// BIOS: the first disk, through its boot sector; what a PXE ROM does
-		// after exit differs from board to board. UEFI: fail, so that the boot
-		// manager takes the next entry; after a success it may show its menu
-		// instead (UEFI 2.10 section 3.1.7), and sanboot knows no EFI loader.
-		s.line("iseq ${platform} efi && exit 1 ||")
+		// after exit differs from board to board.
+		s.line("iseq ${platform} efi && goto efi ||")
 		s.line("sanboot --no-describe --drive 0x80 || exit 1")
+		// UEFI: sanboot knows no EFI loader. Failing makes the boot manager take
+		// the next entry; after a success it may stop at its menu (UEFI 2.10
+		// chapter 3.1). The next entries are often the same card by IPv6 and
+		// by HTTP, and OVMF spends a minute and a half on those.
+		s.line(":efi")
+		if local != "" {
+			s.line("chain --autofree", value(file(local)), "|| exit 1")
+		}
+		s.line("exit 1")
 	case Hold:
 		s.retry(again, "asking again in 10 seconds", 10)
 	default:

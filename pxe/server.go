@@ -40,7 +40,7 @@ type Config struct {
 	Log      *slog.Logger
 	Leases   string         // path of the lease journal
 	HTTP     netip.AddrPort // where machines reach Handler; 0.0.0.0 stands for our address on their network
-	Observe  func(Event)    // told of each decision, late or never when it is slow; may be nil
+	Observe  func(Event)    // told of each decision, late or never when it is slow; must return; may be nil
 }
 
 // Network is one interface whose machines are served.
@@ -65,6 +65,7 @@ type network struct {
 	Network
 	id     netip.Addr // ours: server identifier, TFTP server
 	leases *leases
+	prober *prober // nil before Run
 }
 
 // Server is the boot service of a site. It is a Task.
@@ -259,7 +260,13 @@ func (s *Server) Run(ctx context.Context) error {
 			return fail(err)
 		}
 		undo = append(undo, func() { t.conn.Close() })
-		tasks = append(tasks, func(ctx context.Context) error { return s.serveDHCP(ctx, n, l) }, t.run)
+		p, err := openProber(n.Interface)
+		if err != nil {
+			return fail(err)
+		}
+		undo = append(undo, func() { p.file.Close() })
+		n.prober = p
+		tasks = append(tasks, func(ctx context.Context) error { return s.serveDHCP(ctx, n, l) }, t.run, p.run)
 		if n.RouterAdvertisement {
 			a, err := openAdvertiser(n.Interface)
 			if err != nil {
@@ -337,7 +344,7 @@ func (s *Server) handle(ctx context.Context, n *network, l *link, p packet) {
 		s.log.Debug("boot: DHCP message dropped", "interface", n.Interface, "why", err)
 		return
 	}
-	r.unicast = p.unicast
+	r.unicast = p.unicast && !r.giaddr.IsValid() // a relay sends on by unicast what it heard by broadcast
 	a, e := s.respond(ctx, n, r, time.Now())
 	s.recorder.record(e)
 	if a == nil {
@@ -349,7 +356,7 @@ func (s *Server) handle(ctx context.Context, n *network, l *link, p packet) {
 }
 
 // ask puts the question to the Booter, for so long and no longer: a Booter
-// that hangs costs its own machine, nobody else.
+// that hangs, even beyond its context, costs its own machine and nobody else.
 func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

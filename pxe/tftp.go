@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pin/tftp/v3"
@@ -42,6 +43,7 @@ type tftpServer struct {
 	conn *net.UDPConn
 	srv  *tftp.Server
 
+	stopping  atomic.Bool
 	mu        sync.Mutex
 	transfers map[netip.Addr]int
 	total     int
@@ -66,7 +68,8 @@ func (t *tftpServer) run(ctx context.Context) error {
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
-		t.srv.Shutdown()
+		t.stopping.Store(true)
+		t.srv.Shutdown() // waits for transfers, which end at their next block
 	})
 	err := t.srv.Serve(t.conn)
 	if stop() {
@@ -121,7 +124,7 @@ func (t *tftpServer) read(name string, rf io.ReaderFrom) (err error) {
 	r := f.open()
 	defer r.Close()
 	out.SetSize(f.size)
-	n, err := rf.ReadFrom(r)
+	n, err := rf.ReadFrom(stoppable{r, &t.stopping})
 	switch {
 	case err == nil:
 		record("sent", fmt.Sprintf("%d bytes in %s", n, time.Since(now).Round(time.Millisecond)))
@@ -133,6 +136,19 @@ func (t *tftpServer) read(name string, rf io.ReaderFrom) (err error) {
 		record("failed", fmt.Sprintf("after %d of %d bytes: %s", n, f.size, plain(err.Error(), 120)))
 	}
 	return nil // the library has told the client
+}
+
+// stoppable is a reader that fails once the server stops.
+type stoppable struct {
+	io.Reader
+	stopping *atomic.Bool
+}
+
+func (r stoppable) Read(p []byte) (int, error) {
+	if r.stopping.Load() {
+		return 0, errStopped
+	}
+	return r.Reader.Read(p)
 }
 
 func (t *tftpServer) enter(a netip.Addr) bool {

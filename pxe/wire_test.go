@@ -143,11 +143,8 @@ func (w *wire) arp(stop <-chan struct{}, owners map[netip.Addr]MAC) {
 				return false
 			}
 			r := append([]byte(nil), f[6:12]...)
-			r = append(r, mac[:]...)
-			r = append(r, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2)
-			r = append(r, mac[:]...)
-			r = append(r, f[38:42]...)
-			r = append(r, f[22:32]...)
+			r = append(append(r, mac[:]...), 8, 6)
+			r = append(r, arpPacket(2, mac, [4]byte(f[38:42]), MAC(f[22:28]), [4]byte(f[28:32]))...)
 			w.write(r)
 			return true
 		})
@@ -245,6 +242,26 @@ func TestWire(t *testing.T) {
 	})
 }
 
+// TestSquatter: an address that somebody uses already is not given out.
+func TestSquatter(t *testing.T) {
+	needs(t)
+	l := newLab(t)
+	l.start()
+	if out, err := l.run("ip", "addr", "add", "10.77.0.100/24", "dev", "c0"); err != nil {
+		t.Fatal(out)
+	}
+	w := l.wire()
+	data := message{kind: dhcpv4.MessageTypeDiscover, mac: unknown}.bytes(t)
+	w.send(unknown, "0.0.0.0", "255.255.255.255", clientPort, data)
+	a := w.answer(5*time.Second, dhcpv4.TransactionID(data[4:8]))
+	if a == nil || a.msg.YourIPAddr.String() != "10.77.0.101" {
+		t.Fatalf("offered %+v, want 10.77.0.101: the one before is in use", a)
+	}
+	if !strings.Contains(l.log(), "in use by an unknown machine") {
+		t.Error("the log does not say so")
+	}
+}
+
 // TestKill: what was acknowledged before a power cut is known after it.
 func TestKill(t *testing.T) {
 	needs(t)
@@ -252,25 +269,12 @@ func TestKill(t *testing.T) {
 	l.start()
 	w := l.wire()
 	machine := func(i int) MAC { return MAC{2, 0, 0, 0, 2, byte(i)} }
-	const machines = 100 // all of the pool
-	discover := func(i int) {
-		data := message{kind: dhcpv4.MessageTypeDiscover, mac: machine(i)}.bytes(t)
-		copy(data[4:], []byte{1, 0, 0, byte(i)})
-		w.send(machine(i), "0.0.0.0", "255.255.255.255", clientPort, data)
-	}
-	request := func(i int, addr string, first byte) {
-		data := message{kind: dhcpv4.MessageTypeRequest, mac: machine(i), want: addr, server: "10.77.0.1"}.bytes(t)
-		copy(data[4:], []byte{first, 0, 0, byte(i)})
-		w.send(machine(i), "0.0.0.0", "255.255.255.255", clientPort, data)
-	}
+	// SELECTING with the offer forgotten: no probe, a fast answer.
 	acked := make(map[int]string)
-	for i := range machines {
-		discover(i)
-		o := w.answer(5*time.Second, dhcpv4.TransactionID{1, 0, 0, byte(i)})
-		if o == nil {
-			t.Fatalf("machine %d got no offer", i)
-		}
-		request(i, o.msg.YourIPAddr.String(), 2)
+	for i := range 81 {
+		data := message{kind: dhcpv4.MessageTypeRequest, mac: machine(i), want: fmt.Sprintf("10.77.0.%d", 100+i), server: "10.77.0.1"}.bytes(t)
+		copy(data[4:], []byte{2, 0, 0, byte(i)})
+		w.send(machine(i), "0.0.0.0", "255.255.255.255", clientPort, data)
 		if i == 80 {
 			break // killed with this one in the air
 		}

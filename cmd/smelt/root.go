@@ -42,8 +42,8 @@ func newRoot() *cobra.Command {
 	root := group("smelt", "Turn mining rigs and bare servers into validated nodes of an AI cluster",
 		newSite(o), newNode(o), newTask(o), newTriage(o), newBurnin(o), newPower(o), newJoin(o),
 		newSecret(o), newToken(o), newStore(o), newVersion(o),
+		newServe(o), newImage(), newLab(),
 	)
-	root.AddCommand(more()...)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{err.Error(), c.CommandPath() + " --help"}

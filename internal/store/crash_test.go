@@ -163,3 +163,45 @@ func replayed(t *testing.T, s *store.Store, id inventory.NodeID) inventory.Node 
 	}
 	return n
 }
+
+// Check finds what somebody changed behind the store's back.
+func TestCheckFindsTampering(t *testing.T) {
+	each(t, func(t *testing.T, dsn string) {
+		s, err := store.Open(t.Context(), dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := put(t, s, inventory.Node{}, created("rig-1"))
+		n = put(t, s, n, note("first"))
+		put(t, s, n, note("second"))
+		if err := s.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for what, change := range map[string][2]string{
+			"an event rewritten": {`UPDATE events SET doc = replace(doc, 'first', 'other') WHERE seq = 2`, `UPDATE events SET doc = replace(doc, 'other', 'first') WHERE seq = 2`},
+			"a node rewritten":   {`UPDATE nodes SET doc = replace(doc, 'discovered', 'in-service')`, `UPDATE nodes SET doc = replace(doc, 'in-service', 'discovered')`},
+			"the head moved":     {`UPDATE site SET seq = 4`, `UPDATE site SET seq = 3`},
+			"a node invented":    {`INSERT INTO nodes (id, version, state, fence, doc) VALUES ('rig-2', 1, 'discovered', 0, '{}')`, `DELETE FROM nodes WHERE id = 'rig-2'`},
+		} {
+			raw(t, dsn, change[0])
+			s, err := store.Open(t.Context(), dsn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Check(t.Context()); err == nil {
+				t.Errorf("%s: nothing found", what)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			raw(t, dsn, change[1])
+		}
+		s = open(t, dsn)
+		if err := s.Check(t.Context()); err != nil {
+			t.Errorf("after everything was put back: %v", err)
+		}
+	})
+}

@@ -7,8 +7,8 @@
 // agents add intents and observations, which it consumes.
 //
 // Every write is durable when its method returns: one goroutine collects the
-// writes that wait and commits up to 128 of them in one transaction, each
-// under a savepoint of its own, so that one that fails leaves the others be.
+// writes that wait and commits up to 128 of them in one transaction. One that
+// fails leaves the others be.
 package store
 
 import (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -14,7 +15,7 @@ const (
 
 // A job is one write and the goroutine that waits for it.
 type job struct {
-	run  func(*tx) error
+	run  func(*tx) error // may run twice: what it sets outside, it sets each time
 	done chan error
 }
 
@@ -65,19 +66,33 @@ func (s *Store) write() {
 	}
 }
 
+// commitGroup commits what does not fail. Nearly always that is everything, so
+// the first try goes without savepoints, which would be half of the statements;
+// when a change failed, all are run again with a savepoint each.
 func (s *Store) commitGroup(group []*job) {
 	ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
 	defer cancel()
 	errs := make([]error, len(group))
 	err := s.transaction(ctx, func(t *tx) error {
 		for i, j := range group {
-			var broken error
-			if errs[i], broken = t.attempt(j.run); broken != nil {
-				return broken
+			if errs[i] = j.run(t); errs[i] != nil {
+				return errs[i]
 			}
 		}
 		return nil
 	})
+	if len(group) > 1 && slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+		clear(errs)
+		err = s.transaction(ctx, func(t *tx) error {
+			for i, j := range group {
+				var broken error
+				if errs[i], broken = t.attempt(j.run); broken != nil {
+					return broken
+				}
+			}
+			return nil
+		})
+	}
 	if err == nil {
 		s.announce()
 	}

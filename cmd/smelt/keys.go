@@ -1,0 +1,128 @@
+package main
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// siteKey is the key that signs permits and, unless the site signs offline,
+// images. It is made on first use in STATE/site.key (0600).
+func siteKey(state string) (ed25519.PrivateKey, error) {
+	k, err := keyFile(filepath.Join(state, "site.key"), func() (crypto.PrivateKey, error) {
+		_, k, err := ed25519.GenerateKey(rand.Reader)
+		return k, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	key, ok := k.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s: want an ed25519 key, found %T", filepath.Join(state, "site.key"), k)
+	}
+	return key, nil
+}
+
+// agentCertificate is what agents pin: the SHA-256 of its public key is built
+// into the RAM system. Names and dates are of no weight to them, because the
+// clock of a rig is often dead.
+func agentCertificate(state string) (cert tls.Certificate, pin string, err error) {
+	k, err := keyFile(filepath.Join(state, "agent-tls.key"), func() (crypto.PrivateKey, error) {
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	})
+	if err != nil {
+		return cert, "", err
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return cert, "", fmt.Errorf("%s: want an ECDSA key, found %T", filepath.Join(state, "agent-tls.key"), k)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return cert, "", err
+	}
+	sum := sha256.Sum256(spki)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: "smelt"},
+		NotBefore:    time.Unix(0, 0),
+		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), // RFC 5280 4.1.2.5: no well-defined end
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		return cert, "", err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, hex.EncodeToString(sum[:]), nil
+}
+
+// keyFile reads a PKCS #8 key, or makes it when there is none. A file that is
+// there and cannot be read is never replaced.
+func keyFile(path string, make func() (crypto.PrivateKey, error)) (crypto.PrivateKey, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		k, err := make()
+		if err != nil {
+			return nil, err
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(k)
+		if err != nil {
+			return nil, err
+		}
+		if err := writeNew(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+			return nil, fmt.Errorf("keep a new key: %w", err)
+		}
+		return k, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("%s: no PEM key in it; restore it from a backup, or move it away to make a new one (agents and images of the old key are refused then)", path)
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return k, nil
+}
+
+// writeNew makes a 0600 file that is whole or not there.
+func writeNew(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Link(f.Name(), path) // fails when another process made it first
+}

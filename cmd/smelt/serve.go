@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"smelt/images"
+	"smelt/internal/api"
+	"smelt/internal/config"
+	"smelt/internal/convert"
+	"smelt/internal/server"
+	"smelt/power"
+	"smelt/pxe"
+)
+
+func newServe(o *options) *cobra.Command {
+	var cache, agent string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a site: network boot, conductor, API and pages",
+		Long: `Run a site: DHCP, TFTP and HTTP boot on its networks, the conductor that
+converts nodes, the agents' API and the pages for people. It needs root (or
+CAP_NET_BIND_SERVICE and CAP_NET_RAW) for DHCP. It can be killed at any time:
+the next start goes on where it was.`,
+		Example: "  smelt site validate site.yaml && smelt serve --site site.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
+			return serve(cmd.Context(), o.site, cache, agent, log)
+		},
+	}
+	cmd.Flags().StringVar(&cache, "cache", ".cache", "folder for what is fetched once: the RAM system's kernel")
+	cmd.Flags().StringVar(&agent, "agent", "", "the agent that the RAM system runs (default: smelt-agent beside this program)")
+	return cmd
+}
+
+// serve reads the site, builds every part, and runs them until one fails or
+// ctx ends.
+func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger) error {
+	site, err := config.Load(siteFile, known())
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(site.State, 0o755); err != nil {
+		return err
+	}
+	secrets, err := config.OpenSecrets(site.State)
+	if err != nil {
+		return err
+	}
+	for _, ref := range site.Secrets() {
+		if _, err := secrets.Get(string(ref)); err != nil {
+			return fmt.Errorf("secret %s, which %s names: %w; store it with: smelt secret set %s", ref, siteFile, err, ref)
+		}
+	}
+	key, err := siteKey(site.State)
+	if err != nil {
+		return err
+	}
+	cert, pin, err := agentCertificate(site.State)
+	if err != nil {
+		return err
+	}
+	db, err := openStore(ctx, site)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if _, err := server.FirstToken(ctx, db, filepath.Join(site.State, "operator.token")); err != nil {
+		return err
+	}
+	imgs, err := images.OpenStore(filepath.Join(site.State, "images"))
+	if err != nil {
+		return err
+	}
+	ram, err := makeRAMSystem(ctx, ramConfig{
+		Dir: filepath.Join(site.State, "boot"), Cache: cache, Agent: agent,
+		SiteKey: key.Public().(ed25519.PublicKey), Pin: pin, Lab: site.Lab,
+	})
+	if err != nil {
+		return fmt.Errorf("make the RAM system: %w", err)
+	}
+	budget, err := power.NewBudget(site.Circuits, 1, site.SlotWindow)
+	if err != nil {
+		return err
+	}
+	switches, err := controllers(site, secrets)
+	if err != nil {
+		return err
+	}
+	cluster, err := clusterDriver(site, secrets)
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	wired := conductorSite(site, pin)
+	conductor, err := convert.New(convert.Config{
+		Site: wired, Store: db, Images: imgs, Power: switches, Budget: budget, Join: cluster,
+		SiteKey: key, Owner: host + ":" + strconv.Itoa(os.Getpid()), Boot: ram.Boot, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	bootAddr, err := netip.ParseAddrPort(site.Listen.Boot)
+	if err != nil {
+		return err
+	}
+	netboot, err := pxe.New(pxe.Config{
+		Networks: networks(site), Files: ram.Files, Booter: conductor, Log: log,
+		Leases: filepath.Join(site.State, "leases"), HTTP: bootAddr,
+	})
+	if err != nil {
+		return err
+	}
+	front, err := server.New(server.Config{
+		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
+		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
+		SiteKey: key.Public().(ed25519.PublicKey),
+	})
+	if err != nil {
+		return err
+	}
+
+	public := http.NewServeMux() // boot files and images: public or verified bits
+	public.Handle("/boot/", netboot.Handler())
+	public.Handle("/images/", http.StripPrefix("/images", imgs.Handler()))
+	tasks := []task{conductor, netboot}
+	for _, l := range []struct {
+		name, addr string
+		handler    http.Handler
+		tls        *tls.Config
+	}{
+		// A plain handler in front of the mux: ServeMux redirects paths that it
+		// cleans, and firmware does not follow (tianocore/edk2#9714).
+		{"boot http", site.Listen.Boot, noRedirect(netboot.Handler(), public), nil},
+		{"agents", site.Listen.Agent, front.Agent(), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}},
+		{"pages", site.Listen.UI, front.UI(), nil},
+	} {
+		ln, err := listen(l.addr)
+		if err != nil {
+			return fmt.Errorf("listen for %s: %w", l.name, err)
+		}
+		if l.tls != nil {
+			ln = tls.NewListener(ln, l.tls)
+		}
+		tasks = append(tasks, newWebTask(l.name, ln, l.handler, front.Close))
+	}
+	return runAll(ctx, log, tasks)
+}
+
+// noRedirect sends boot paths, whatever their form, to the boot handler.
+func noRedirect(boot, rest http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/images/") {
+			rest.ServeHTTP(w, r)
+			return
+		}
+		boot.ServeHTTP(w, r)
+	})
+}
+
+// task is everything long-lived.
+type task interface {
+	Run(context.Context) error
+	Ready() <-chan struct{}
+	String() string
+}
+
+// runAll runs all tasks until one fails or ctx ends.
+func runAll(ctx context.Context, log *slog.Logger, tasks []task) error {
+	g, gctx := errgroup.WithContext(ctx)
+	for _, t := range tasks {
+		g.Go(func() error {
+			if err := t.Run(gctx); err != nil && !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("%s: %w", t, err)
+			}
+			if gctx.Err() == nil {
+				return fmt.Errorf("%s ended by itself", t)
+			}
+			return nil
+		})
+		g.Go(func() error {
+			select {
+			case <-t.Ready():
+				log.Info("ready", "task", t.String())
+			case <-gctx.Done():
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// listen opens an address, or takes over a socket that whoever started this
+// process opened: "systemd" is the first such (sd_listen_fds(3)), "fd:N" names one.
+func listen(addr string) (net.Listener, error) {
+	fd := -1
+	switch {
+	case addr == "systemd":
+		if n, err := strconv.Atoi(os.Getenv("LISTEN_FDS")); err != nil || n < 1 {
+			return nil, errors.New("listen.ui is systemd but no socket was passed (LISTEN_FDS): start it through its socket unit, or write an address")
+		}
+		fd = 3
+	case strings.HasPrefix(addr, "fd:"):
+		n, err := strconv.Atoi(addr[len("fd:"):])
+		if err != nil || n < 3 {
+			return nil, fmt.Errorf("%q: want fd:N with N at least 3", addr)
+		}
+		fd = n
+	default:
+		return net.Listen("tcp", addr)
+	}
+	f := os.NewFile(uintptr(fd), addr)
+	defer f.Close()
+	return net.FileListener(f)
+}
+
+// webTask is one HTTP listener.
+type webTask struct {
+	name  string
+	ln    net.Listener
+	srv   *http.Server
+	ready chan struct{}
+}
+
+func newWebTask(name string, ln net.Listener, h http.Handler, onShutdown func()) *webTask {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	srv.RegisterOnShutdown(onShutdown)
+	return &webTask{name: name, ln: ln, srv: srv, ready: make(chan struct{})}
+}
+
+func (t *webTask) String() string         { return t.name + " at " + t.ln.Addr().String() }
+func (t *webTask) Ready() <-chan struct{} { return t.ready }
+
+func (t *webTask) Run(ctx context.Context) error {
+	ended := make(chan error, 1)
+	go func() { ended <- t.srv.Serve(t.ln) }()
+	close(t.ready)
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := t.srv.Shutdown(grace); err != nil {
+		_ = t.srv.Close() // what has not ended within the grace is cut
+	}
+	<-ended
+	return nil
+}
+
+// imageList lists the image store for the pages.
+func imageList(s *images.Store) func() ([]api.Image, error) {
+	return func() ([]api.Image, error) {
+		list, err := s.List()
+		if err != nil {
+			return nil, err
+		}
+		out := make([]api.Image, 0, len(list))
+		for _, e := range list {
+			out = append(out, api.Image{Name: e.Manifest.Name, Digest: e.Digest.String(), Size: e.Manifest.Size, Created: e.Manifest.Created})
+		}
+		return out, nil
+	}
+}

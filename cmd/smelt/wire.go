@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"smelt/burnin"
+	"smelt/images/build"
+	"smelt/internal/config"
+	"smelt/internal/convert"
+	"smelt/internal/initramfs"
+	"smelt/internal/join"
+	"smelt/internal/join/slurm"
+	"smelt/inventory"
+	"smelt/power"
+	"smelt/power/bmc"
+	"smelt/power/pdu"
+	"smelt/pxe"
+)
+
+// conductorSite is the part of the site that the conductor works with.
+func conductorSite(site *config.Site, pin string) convert.Site {
+	out := convert.Site{
+		Name: site.Name, Lab: site.Lab, Circuits: site.Circuits, MaxActive: site.MaxActive, SlotWindow: site.SlotWindow,
+		Classes: map[string]convert.Class{}, Profiles: burnin.Profiles(), StandsFor: map[inventory.NodeID][]convert.StandIn{},
+		Server: "https://" + site.Listen.Agent, ImageURL: "http://" + site.Listen.Boot + "/images", Pin: pin,
+	}
+	for name, c := range site.Classes {
+		out.Classes[name] = convert.Class{
+			Name: c.Name, Image: c.Image, Profile: c.Profile, Target: c.Target, Wipe: c.Wipe, MinLinkWidth: c.MinLinkWidth,
+			GPUs: c.GPUs, GPUModel: c.GPUModel, Slots: c.Slots, Watts: c.Watts,
+		}
+		if c.ApproveRule {
+			out.AutoOK = append(out.AutoOK, name)
+		}
+	}
+	for _, n := range site.Nodes {
+		out.Specs = append(out.Specs, n.Spec)
+	}
+	for node, list := range site.StandsFor {
+		for _, s := range list {
+			out.StandsFor[node] = append(out.StandsFor[node], convert.StandIn{PCI: s.PCI, Model: s.Model, UUID: s.UUID, VRAM: s.VRAM, Fault: s.Fault})
+		}
+	}
+	if site.Cluster != nil {
+		out.Cluster = site.Cluster.Name
+	}
+	return out
+}
+
+// networks are the networks that machines boot on, with the fixed leases of
+// the nodes whose address lies in them.
+func networks(site *config.Site) []pxe.Network {
+	var out []pxe.Network
+	for _, n := range site.Networks {
+		w := pxe.Network{
+			Interface: n.Interface, Address: n.Address, Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last},
+			Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement, Fixed: map[pxe.MAC]netip.Addr{},
+		}
+		for _, node := range site.Nodes {
+			if node.Address.IsValid() && n.Address.Masked().Contains(node.Address) && len(node.MACs) > 0 {
+				w.Fixed[pxe.MAC(node.MACs[0])] = node.Address
+			}
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// controllers makes what switches each node. A node without one is switched by
+// a human, who gets a task.
+func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.NodeID]*power.Verified, error) {
+	units := map[string]*pdu.Unit{}
+	for _, p := range site.PDUs {
+		u, err := pdu.NewUnit(pdu.Config{
+			Name: p.Name, Address: p.Address, Version: p.Version, Model: p.Model, User: p.User,
+			Community: reveal(secrets, p.Community), Auth: reveal(secrets, p.Auth), Priv: reveal(secrets, p.Priv),
+		})
+		if err != nil {
+			return nil, err
+		}
+		units[p.Name] = u
+	}
+	out := map[inventory.NodeID]*power.Verified{}
+	for _, n := range site.Nodes {
+		c, err := controller(n, units, secrets)
+		if err != nil {
+			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
+		}
+		if c != nil {
+			out[n.Name] = power.Verify(c, power.Limits{})
+		}
+	}
+	return out, nil
+}
+
+func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets) (power.Controller, error) {
+	p := n.Power
+	switch p.Driver {
+	case "", "manual":
+		return nil, nil
+	case "ipmi", "redfish":
+		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin,
+			Password: reveal(secrets, p.Password)})
+	case "pdu":
+		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
+		for _, o := range p.Outlets {
+			outlets = append(outlets, pdu.Outlet{Unit: units[o.PDU], Number: o.Outlet})
+		}
+		return pdu.New(outlets...)
+	}
+	return nil, fmt.Errorf("driver %q is not in this release (ipmi, redfish, pdu, manual)", p.Driver)
+}
+
+// reveal opens a secret at the moment it is used.
+func reveal(secrets *config.Secrets, ref config.SecretRef) func(context.Context) (string, error) {
+	if ref == "" {
+		return nil
+	}
+	return func(context.Context) (string, error) {
+		s, err := secrets.Get(string(ref))
+		if err != nil {
+			return "", err
+		}
+		return string(s.Reveal()), nil
+	}
+}
+
+// clusterDriver makes the driver of the cluster that nodes join, nil without one.
+func clusterDriver(site *config.Site, secrets *config.Secrets) (join.Driver, error) {
+	c := site.Cluster
+	if c == nil {
+		return nil, nil
+	}
+	if c.Kind != "slurm" {
+		return nil, fmt.Errorf("cluster kind %q is not in this release (slurm)", c.Kind)
+	}
+	key, err := secrets.Get(string(c.MungeKey))
+	if err != nil {
+		return nil, err
+	}
+	return slurm.New(slurm.Config{Conf: c.Conf, Server: c.Server, MungeKey: key.Reveal()})
+}
+
+// ramConfig says what the RAM system is made of.
+type ramConfig struct {
+	Dir     string // STATE/boot
+	Cache   string
+	Agent   string
+	SiteKey ed25519.PublicKey
+	Pin     string
+	Lab     bool
+}
+
+// ramSystem is what machines load from the network.
+type ramSystem struct {
+	Files *pxe.Files
+	Boot  convert.BootFiles
+}
+
+// loaders are the first programs that firmware loads, from Debian's package ipxe.
+var loaders = map[string]string{
+	"undionly.kpxe": "/usr/lib/ipxe/undionly.kpxe",
+	"snponly.efi":   "/usr/lib/ipxe/snponly.efi",
+}
+
+// makeRAMSystem packs Debian's kernel, its modules, and the agent with what it
+// trusts. The modules are packed once for each kernel, the agent at each start.
+func makeRAMSystem(ctx context.Context, c ramConfig) (ramSystem, error) {
+	if c.Agent == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return ramSystem{}, err
+		}
+		c.Agent = filepath.Join(filepath.Dir(exe), "smelt-agent")
+	}
+	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		return ramSystem{}, err
+	}
+	kernel, err := build.Kernel(ctx, c.Cache)
+	if err != nil {
+		return ramSystem{}, err
+	}
+	base := filepath.Join(c.Cache, "initramfs-"+kernel.Release+".cpio.zst")
+	if _, err := os.Stat(base); errors.Is(err, fs.ErrNotExist) {
+		if err := writeWhole(base, func(w io.Writer) error { return initramfs.Base(w, kernel.Modules, kernel.Release) }); err != nil {
+			return ramSystem{}, err
+		}
+	} else if err != nil {
+		return ramSystem{}, err
+	}
+	overlay := filepath.Join(c.Dir, "agent.cpio.zst")
+	trust := initramfs.Trust{SiteKey: c.SiteKey, Pin: c.Pin}
+	if err := writeWhole(overlay, func(w io.Writer) error { return initramfs.Overlay(w, c.Agent, trust) }); err != nil {
+		return ramSystem{}, err
+	}
+	files := new(pxe.Files)
+	for name, path := range map[string]string{"vmlinuz": kernel.Vmlinuz, "modules.cpio.zst": base, "agent.cpio.zst": overlay} {
+		if err := files.AddFile(name, path); err != nil {
+			return ramSystem{}, err
+		}
+	}
+	for name, path := range loaders {
+		if err := files.AddFile(name, path); err != nil {
+			return ramSystem{}, fmt.Errorf("%w (Debian's package ipxe has it)", err)
+		}
+	}
+	args := []string{"console=tty0", "console=ttyS0,115200", "panic=30", "quiet"}
+	return ramSystem{files, convert.BootFiles{Kernel: "vmlinuz", Initrd: []string{"modules.cpio.zst", "agent.cpio.zst"}, Args: args}}, nil
+}
+
+// writeWhole writes a file that is whole or not there.
+func writeWhole(path string, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	if err := write(f); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
