@@ -22,7 +22,7 @@ import (
 // Errors that callers branch on.
 var (
 	ErrNotFound  = errors.New("not found")
-	ErrConflict  = errors.New("conflict: the node changed meanwhile")
+	ErrConflict  = errors.New("conflict") // the node changed, or the lease is taken: read again
 	ErrFenced    = errors.New("fenced: another controller is responsible now")
 	ErrUsed      = errors.New("already used")
 	ErrNewer     = errors.New("the database was written by a newer smelt")
