@@ -39,6 +39,16 @@ func OpenStore(dir string) (*Store, error) {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
+	// What a killed build left: nobody writes one file for a day.
+	old, err := filepath.Glob(filepath.Join(dir, "tmp", "*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range old {
+		if i, err := os.Lstat(f); err == nil && time.Since(i.ModTime()) > 24*time.Hour {
+			os.Remove(f)
+		}
+	}
 	return s, nil
 }
 

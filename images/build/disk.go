@@ -58,38 +58,47 @@ func idsFrom(key string) ids {
 	}
 }
 
-// assemble makes the disk image from a tree.
-func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) (size int64, err error) {
-	fsFile := filepath.Join(work, "root.ext4")
-	if err := b.ext4(ctx, root, fsFile, id); err != nil {
-		return 0, err
-	}
-	esp := filepath.Join(work, "esp.fat")
-	core := filepath.Join(work, "core.img")
-	if err := b.grub(ctx, work, core, esp, id); err != nil {
-		return 0, err
-	}
-	i, err := os.Stat(fsFile)
+// assemble makes the disk image from a tree, and returns its size.
+func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) (int64, error) {
+	data, files, err := size(root)
 	if err != nil {
 		return 0, err
 	}
-	// One MiB at the end for the backup table.
-	size = rootAt + i.Size() + mib
+	const journal = 64 // MiB: for the disk it grows on, and zeros cost nothing
+	fs := (data + data/20 + 512*files + journal*mib + b.recipe.Free + 4*mib - 1) &^ (4*mib - 1)
+	disk := rootAt + fs + mib // the backup table is in the last MiB
+
 	d, err := os.Create(out)
 	if err != nil {
 		return 0, err
 	}
 	defer d.Close()
-	if err := d.Truncate(size); err != nil {
+	if err := d.Truncate(disk); err != nil {
 		return 0, err
 	}
-	for _, p := range []struct {
-		file string
-		at   int64
-	}{{core, coreAt}, {esp, espAt}, {fsFile, rootAt}} {
-		if err := copySparse(d, p.file, p.at); err != nil {
-			return 0, err
-		}
+	if _, err = (command{name: "mke2fs", args: []string{
+		"-q", "-F", "-t", "ext4", "-L", "root", "-U", id.root, "-b", "4096", "-I", "256", "-i", "16384", "-m", "1",
+		"-J", fmt.Sprintf("size=%d", journal),
+		// The two features are newer than Debian 12's GRUB.
+		"-O", "^metadata_csum_seed,^orphan_file",
+		// A file of zeros needs no inode table written, here or at first boot.
+		"-E", fmt.Sprintf("offset=%d,hash_seed=%s,root_owner=0:0,lazy_itable_init=0,assume_storage_prezeroed=1", rootAt, id.root),
+		"-d", root, out, fmt.Sprintf("%dk", fs/1024),
+	}}).run(ctx); err != nil {
+		return 0, err
+	}
+	if _, err := (command{name: "e2fsck", args: []string{"-fn", fmt.Sprintf("%s?offset=%d", out, rootAt)}}).run(ctx); err != nil {
+		return 0, err
+	}
+	esp, core := filepath.Join(work, "esp.fat"), filepath.Join(work, "core.img")
+	if err := b.grub(ctx, work, core, esp, id); err != nil {
+		return 0, err
+	}
+	if err := copySparse(d, core, coreAt); err != nil {
+		return 0, err
+	}
+	if err := copySparse(d, esp, espAt); err != nil {
+		return 0, err
 	}
 	if err := embedGrub(d, core); err != nil {
 		return 0, err
@@ -97,33 +106,9 @@ func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) 
 	t := gpt.Table{Disk: id.disk, Parts: []gpt.Part{
 		{Number: 1, Type: gpt.BIOSBoot, ID: id.core, First: coreAt / 512, Last: (coreAt+coreSize)/512 - 1, Name: "BIOS boot"},
 		{Number: 2, Type: gpt.ESP, ID: id.esp, First: espAt / 512, Last: rootAt/512 - 1, Name: "EFI system"},
-		{Number: 3, Type: gpt.Linux, ID: id.rootPart, First: rootAt / 512, Last: (rootAt+i.Size())/512 - 1, Name: "root"},
+		{Number: 3, Type: gpt.Linux, ID: id.rootPart, First: rootAt / 512, Last: (rootAt+fs)/512 - 1, Name: "root"},
 	}}
-	return size, t.Write(d, size)
-}
-
-// ext4 makes the root filesystem without mounting anything.
-func (b *builder) ext4(ctx context.Context, root, file string, id ids) error {
-	data, files, err := size(root)
-	if err != nil {
-		return err
-	}
-	const journal = 64 // MiB: for the disk it grows on, and zeros cost nothing
-	bytes := (data + data/20 + 512*files + journal*mib + b.recipe.Free + 4*mib - 1) &^ (4*mib - 1)
-	_, err = (command{name: "mke2fs", args: []string{
-		"-q", "-F", "-t", "ext4", "-L", "root", "-U", id.root, "-b", "4096", "-I", "256", "-i", "16384", "-m", "1",
-		"-J", fmt.Sprintf("size=%d", journal),
-		// The two features are newer than Debian 12's GRUB.
-		"-O", "^metadata_csum_seed,^orphan_file",
-		// A file of zeros needs no inode table written, here or at first boot.
-		"-E", "hash_seed=" + id.root + ",root_owner=0:0,lazy_itable_init=0,assume_storage_prezeroed=1",
-		"-d", root, file, fmt.Sprintf("%dk", bytes/1024),
-	}}).run(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = (command{name: "e2fsck", args: []string{"-fn", file}}).run(ctx)
-	return err
+	return disk, t.Write(d, disk)
 }
 
 // grub makes core.img for BIOS and an ESP with the UEFI loader at the path

@@ -70,7 +70,7 @@ func TestWriteToBlockDevice(t *testing.T) {
 }
 
 func TestWipe(t *testing.T) {
-	const size = 96 * mib
+	const size = 48 * mib
 	// Signatures wherever they hide, over the old tenant's data.
 	prepare := func(t *testing.T, path string) {
 		t.Helper()
@@ -81,14 +81,14 @@ func TestWipe(t *testing.T) {
 		defer f.Close()
 		table := gpt.Table{Disk: gpt.GUID{1}, Parts: []gpt.Part{
 			{Number: 1, Type: gpt.Linux, ID: gpt.GUID{2}, First: 2048, Last: 16383},
-			{Number: 2, Type: gpt.Linux, ID: gpt.GUID{3}, First: 65536, Last: 131071},
+			{Number: 2, Type: gpt.Linux, ID: gpt.GUID{3}, First: 65536, Last: 90111},
 		}}
 		if err := table.Write(f, size); err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range []magic{
 			{"", 2048 * 512, "bluestore block device"},
-			{"", 131072*512 - 128<<10, "\x0c\xb1\xba\x00\x00\x00\x00\x00"}, // ZFS label 3 of partition 2
+			{"", 90112*512 - 128<<10, "\x0c\xb1\xba\x00\x00\x00\x00\x00"}, // ZFS label 3 of partition 2
 			{"", 65536*512 + 512, "LABELONE\x01\x00\x00\x00\x00\x00\x00\x00aaaabbbbLVM2 001"},
 		} {
 			if _, err := f.WriteAt([]byte(m.text), m.at); err != nil {
@@ -164,7 +164,7 @@ func TestLevels(t *testing.T) {
 
 // The whole way of an agent: write an image to a bigger disk, grow it, mount it.
 func TestGrow(t *testing.T) {
-	const small, large = 48 * mib, 200 * mib
+	const small, large = 48 * mib, 96 * mib
 	raw := filepath.Join(t.TempDir(), "root")
 	if err := os.WriteFile(raw, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -255,8 +255,3 @@ func (d *device) sampleZeros() (bool, error) {
 	}
 	return true, nil
 }
-
-// secureErase is the drive's own erase.
-func (d *device) secureErase(ctx context.Context) error {
-	return fmt.Errorf("%w: no drive's own erase command is supported; choose overwrite or discard", ErrWeaker)
-}
