@@ -25,7 +25,6 @@ var (
 	known   = MAC{0x52, 0x54, 0, 0, 0, 1} // has a fixed address
 	unknown = MAC{0x52, 0x54, 0, 0, 0, 0x99}
 	other   = MAC{0x52, 0x54, 0, 0, 0, 0x98}
-	serverA = netip.MustParseAddr("10.77.0.1")
 )
 
 func testConfig(t testing.TB, b Booter) Config {

@@ -157,7 +157,9 @@ const maxName = 255
 // "//grubx64.efi"), any case, and some PXE ROMs append the 0xff that ends the
 // DHCP options to the name they read from option 67.
 func cleanName(name string) (string, error) {
-	name = strings.TrimRight(name, "\xff")
+	for strings.HasSuffix(name, "\xff") {
+		name = name[:len(name)-1]
+	}
 	if name == "" || len(name) > maxName {
 		return "", fmt.Errorf("file name of %d bytes: want 1 to %d", len(name), maxName)
 	}

@@ -143,15 +143,18 @@ func (j *journal) append(r record) (wait func() error) {
 	}
 }
 
+// close gives the journal up. What was durable stays so.
+func (j *journal) close() {
+	if j.file != nil {
+		j.file.Close()
+	}
+	j.lock.Close()
+}
+
 // run writes what is queued until ctx ends.
 func (j *journal) run(ctx context.Context) error {
-	defer j.lock.Close()
+	defer j.close()
 	defer close(j.done)
-	defer func() {
-		if j.file != nil {
-			j.file.Close()
-		}
-	}()
 	for {
 		select {
 		case <-ctx.Done():

@@ -368,7 +368,8 @@ grub-mkimage -O x86_64-efi -p / -c local.cfg -o local.efi search search_fs_file 
 		l.spec.Files[LoaderLocal] = filepath.Join(l.dir, "local.efi")
 	}
 	l.start()
-	_, took := l.boot(180*time.Second, mark, append(uefi(l), "-drive", "format=raw,if=none,id=d0,file="+filepath.Join(l.dir, "disk.img"), "-device", "virtio-blk-pci,drive=d0,bootindex=2")...)
+	// Without IPv6, which OVMF would try for a minute before the disk.
+	_, took := l.boot(300*time.Second, mark, append(uefi(l), "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n", "-drive", "format=raw,if=none,id=d0,file="+filepath.Join(l.dir, "disk.img"), "-device", "virtio-blk-pci,drive=d0,bootindex=2")...)
 	l.event("the script", func(e Event) bool { return e.Kind == "script" && e.Answer == "local disk" })
 	t.Logf("UEFI, %s served %v: %s to its own disk", LoaderLocal, direct, took)
 }

@@ -243,7 +243,7 @@ func (s *Server) Run(ctx context.Context) error {
 		for _, f := range undo {
 			f()
 		}
-		j.lock.Close()
+		j.close()
 		return err
 	}
 	var tasks []func(context.Context) error
