@@ -389,6 +389,7 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		}
 		b.reset()
 		refused = time.Time{}
+		same := o.ID == after
 		after = o.ID
 		switch {
 		case job != nil && o.ID == job.order.ID:
@@ -406,9 +407,8 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 			job.stop()
 			job = a.start(ctx, o)
 		}
-		// A server that answers at once, because nothing holds it, is not asked
-		// in a tight loop.
-		if time.Since(asked) < time.Second {
+		// A server that says the same again at once is not asked in a tight loop.
+		if same && time.Since(asked) < time.Second {
 			sleep(ctx, time.Second-time.Since(asked))
 		}
 	}
