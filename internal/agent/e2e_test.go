@@ -28,7 +28,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"smelt/images"
 	"smelt/images/build"
+	"smelt/images/disk"
+	"smelt/internal/agent"
 	"smelt/internal/api"
 	"smelt/internal/initramfs"
 	"smelt/inventory"
@@ -380,6 +383,12 @@ func (c *console) String() string {
 // boot starts a machine that loads the RAM system directly.
 func boot(t *testing.T, ram ramSystem, cmdline string, args ...string) *console {
 	t.Helper()
+	_, c := bootOnce(t, ram, cmdline, args...)
+	return c
+}
+
+func bootOnce(t *testing.T, ram ramSystem, cmdline string, args ...string) (*exec.Cmd, *console) {
+	t.Helper()
 	c := &console{start: time.Now(), marks: map[string]time.Duration{}}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -398,13 +407,13 @@ func boot(t *testing.T, ram ramSystem, cmdline string, args ...string) *console 
 			t.Logf("console:\n%s", c)
 		}
 	})
-	run(t, w, "qemu-system-x86_64", append(base, args...)...)
+	qemu := run(t, w, "qemu-system-x86_64", append(base, args...)...)
 	_ = w.Close()
 	go func() {
 		defer close(done)
 		c.follow(r, "level=INFO msg=smelt-agent", "msg=address", "msg=enrolled")
 	}()
-	return c
+	return qemu, c
 }
 
 func TestRAMSystemInspects(t *testing.T) {
@@ -498,4 +507,212 @@ func hiveDisk(t *testing.T) string {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return disk
+}
+
+// store serves one image over plain HTTP, as an image store does.
+type imageStore struct {
+	manifest images.Manifest
+	digest   images.Digest
+	base     string
+
+	mu   sync.Mutex
+	gate chan struct{} // while not nil, only the first pieces are served
+	open int
+}
+
+// serveImage makes a disk image with a GPT whose last partition is an ext4, and
+// serves it.
+func serveImage(t *testing.T, l net.Listener, key ed25519.PrivateKey) *imageStore {
+	t.Helper()
+	dir := t.TempDir()
+	raw := filepath.Join(dir, "disk.raw")
+	for _, d := range []string{"etc", "usr"} {
+		if err := os.MkdirAll(filepath.Join(dir, "root", d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	payload := make([]byte, 48<<20) // does not compress
+	if _, err := rand.Read(payload); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"usr/payload": payload, "etc/hostname": []byte("image\n")} {
+		if err := os.WriteFile(filepath.Join(dir, "root", name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const uuid = "5e1f0000-0000-4000-8000-000000000001"
+	script := fmt.Sprintf(`set -e; cd %s; truncate -s 128M disk.raw
+printf 'label: gpt\nstart=2048,size=2048,type=21686148-6449-6E6F-744E-656564454649\nstart=4096,type=L\n' | sfdisk -q disk.raw
+truncate -s 125M fs; mke2fs -q -t ext4 -U %s -d root fs; dd if=fs of=disk.raw bs=1M seek=2 conv=notrunc status=none`, dir, uuid)
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	f, err := os.Open(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var blob bytes.Buffer
+	m, err := images.Compress(t.Context(), &blob, f, 128<<20, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Name, m.Created, m.Key, m.Root, m.Kernel = "test", time.Now().UTC(), strings.Repeat("0", 64), uuid, "6.1.0"
+	env, err := images.Sign(m, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, digest, err := images.Open(env, key.Public().(ed25519.PublicKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &imageStore{manifest: m, digest: digest, base: "http://" + l.Addr().String(), gate: make(chan struct{})}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /manifest/"+digest.String(), func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(env) })
+	mux.HandleFunc("GET /blob/"+m.Blob.String(), func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.open++
+		n, gate := s.open, s.gate
+		s.mu.Unlock()
+		if gate != nil && n > 3 {
+			select {
+			case <-gate:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(blob.Bytes()))
+	})
+	srv := &http.Server{Handler: mux}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+	return s
+}
+
+func TestRAMSystemConverts(t *testing.T) {
+	need(t, os.Getenv("SMELT_TEST_E2E") == "1", "SMELT_TEST_E2E=1 (boots a machine)")
+	need(t, os.Getuid() == 0, "root")
+	k := kernel(t)
+	w := newWire(t)
+	f := newFakeServer(t, w.l)
+	il, err := net.Listen("tcp", serverIP+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := serveImage(t, il, f.key)
+	ram := buildRAM(t, k, initramfs.Trust{SiteKey: f.key.Public().(ed25519.PublicKey), Pin: f.pin()})
+	nvme, beside := hiveDisk(t), hiveDisk(t)
+	if err := os.Truncate(nvme, 512<<20); err != nil {
+		t.Fatal(err)
+	}
+	untouched := sum(t, beside)
+	args := []string{
+		"-device", "e1000e,netdev=n0,mac=52:54:00:77:00:02",
+		"-drive", "id=d0,if=none,format=raw,cache=writeback,discard=unmap,file=" + nvme, "-device", "nvme,drive=d0,serial=NVME-1",
+		"-drive", "id=d1,if=none,format=raw,file=" + beside, "-device", "virtio-blk-pci,drive=d1,serial=OTHER-1",
+	}
+	cmdline := "smelt.server=" + f.srv.URL + " smelt.nonce=c0ffee smelt.mode=convert BOOTIF=01-52-54-00-77-00-02"
+
+	qemu, _ := bootOnce(t, ram, cmdline, args...)
+	f.until("inventory", 90*time.Second, func() bool { return len(f.invs) > 0 })
+	var target inventory.DiskID
+	for _, d := range f.invs[0].Hardware.Disks {
+		if d.Serial == "NVME-1" {
+			target = d.DiskID
+		}
+	}
+	if target.Size != 512<<20 {
+		t.Fatalf("disks = %+v", f.invs[0].Hardware.Disks)
+	}
+	o, p := f.wipeOrder("wipe-1", target)
+	o.Wipe.Level = "discard"
+	if r := f.resultIn(f.sign(o, p, f.key), time.Minute); !r.OK || r.Wiped[0].Level != "discard" {
+		t.Fatalf("wipe = %+v", r)
+	}
+	imageOrder := func(id string) api.Order {
+		p := inventory.Permit{ID: "permit-" + id, Node: f.node, Agent: agent.Fingerprint(f.agentKey()), Action: "image", Disks: []inventory.DiskID{target},
+			Plan: "plan-1", Image: store.digest.String(), Fence: f.fence, Issued: time.Now(), NotAfter: time.Now().Add(5 * time.Minute)}
+		return f.sign(api.Order{ID: id, Kind: api.OrderImage, Fence: f.fence, Image: &api.ImageOrder{
+			Manifest: store.digest.String(), Base: store.base, Target: target,
+			Handoff: api.Handoff{Node: f.node, Server: f.srv.URL, Pin: f.pin(), SiteKey: f.key.Public().(ed25519.PublicKey), Session: "h4nd0ff", Expires: time.Now().Add(time.Hour), Image: store.digest.String(), Fence: f.fence},
+		}}, p, f.key)
+	}
+	// The power goes while the image is being written.
+	f.give(imageOrder("image-1"))
+	f.until("first chunks", time.Minute, func() bool {
+		var m disk.Map
+		return m.UnmarshalBinary(f.chunks) == nil && m.Count() > 0
+	})
+	if err := qemu.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = qemu.Wait()
+	head := make([]byte, 1<<20)
+	readAt(t, nvme, head, 0)
+	if !images.IsZero(head) {
+		t.Error("a disk that is half written has a partition table")
+	}
+
+	store.mu.Lock()
+	close(store.gate)
+	store.gate = nil
+	store.mu.Unlock()
+	f.give(api.Order{ID: "0", Kind: api.OrderWait, Fence: f.fence})
+	f.mu.Lock()
+	f.invs = nil
+	f.mu.Unlock()
+	qemu, con := bootOnce(t, ram, cmdline, args...)
+	f.until("inventory of the second boot", 90*time.Second, func() bool { return len(f.invs) > 0 })
+	r := f.resultIn(imageOrder("image-2"), 2*time.Minute)
+	if !r.OK || r.Evidence["reused"] == "0" || r.Evidence["reused"] == "" {
+		t.Fatalf("image = %+v\n%s", r, con)
+	}
+	t.Logf("image: %v", r.Evidence)
+	f.give(api.Order{ID: "off-1", Kind: api.OrderOff, Fence: f.fence})
+	exited := make(chan error, 1)
+	go func() { exited <- qemu.Wait() }()
+	select {
+	case err := <-exited:
+		if err != nil {
+			t.Errorf("machine ended with %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the machine does not power off")
+	}
+
+	if sum(t, beside) != untouched {
+		t.Error("the disk beside it was written")
+	}
+	got := map[string]string{}
+	for _, name := range []string{"/var/lib/smelt/agent.json", "/etc/hostname"} {
+		out, err := exec.Command("debugfs", "-R", "cat "+name, nvme+"?offset=2097152").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[name] = string(out)
+	}
+	var h agent.Handed
+	if err := json.Unmarshal([]byte(got["/var/lib/smelt/agent.json"]), &h); err != nil || h.Session != "h4nd0ff" || h.Node != f.node || h.Base != store.base {
+		t.Errorf("handoff = %q, %v", got["/var/lib/smelt/agent.json"], err)
+	}
+	if got["/etc/hostname"] != "rig-01\n" {
+		t.Errorf("hostname = %q", got["/etc/hostname"])
+	}
+	out, err := exec.Command("sh", "-c", "dumpe2fs -h '"+nvme+"?offset=2097152' 2>/dev/null | grep -E 'Block count|Filesystem state'; sfdisk --verify "+nvme+"; e2fsck -fn '"+nvme+"?offset=2097152'").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "state:         clean") {
+		t.Errorf("file system: %v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
+
+func readAt(t *testing.T, path string, b []byte, off int64) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(b, off); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -135,9 +135,14 @@ func (f *fakeServer) agentKey() ed25519.PublicKey {
 // result gives an order and waits for what becomes of it.
 func (f *fakeServer) result(o api.Order) api.Result {
 	f.t.Helper()
+	return f.resultIn(o, 20*time.Second)
+}
+
+func (f *fakeServer) resultIn(o api.Order, limit time.Duration) api.Result {
+	f.t.Helper()
 	f.give(o)
 	var r api.Result
-	f.until("result of "+o.ID, 20*time.Second, func() bool {
+	f.until("result of "+o.ID, limit, func() bool {
 		for _, got := range f.results {
 			if got.Order == o.ID {
 				r = got

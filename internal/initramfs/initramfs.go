@@ -152,7 +152,7 @@ type archive struct {
 func newArchive(w io.Writer) *archive {
 	// One goroutine: the output of several depends on their timing. The
 	// kernel's decoder takes windows of up to 128 MiB.
-	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression))
+	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBetterCompression))
 	if err != nil {
 		return &archive{err: err}
 	}
