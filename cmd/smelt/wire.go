@@ -107,7 +107,7 @@ func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secre
 	case "", "manual":
 		return nil, nil
 	case "ipmi", "redfish":
-		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin,
+		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
 			Password: reveal(secrets, p.Password)})
 	case "pdu":
 		outlets := make([]pdu.Outlet, 0, len(p.Outlets))

@@ -112,6 +112,9 @@ func TestMistakes(t *testing.T) {
 		{"shared outlet", "outlets: [{pdu: pdu-a1, outlet: 3}]", "outlets: [{pdu: pdu-a1, outlet: 3}, {pdu: pdu-a1, outlet: 3}]", "{pdu: pdu-a1, outlet: 3}]", `outlet "pdu-a1 3" stands twice`},
 		{"no watts", "    watts: 1800\n", "", "", "without a nameplate power"},
 		{"version", "apiVersion: smelt/v1", "apiVersion: smelt/v2", "smelt/v2", `"smelt/v2" is not allowed here; did you mean "smelt/v1"?`},
+		{"listen everywhere", "agent: 10.20.0.1:8443", "agent: 0.0.0.0:8443", "0.0.0.0:8443", `machines cannot be told "0.0.0.0:8443"`},
+		{"listen twice", "agent: 10.20.0.1:8443", "agent: 10.20.0.1:80", "", `listen address "10.20.0.1:80" stands twice`},
+		{"low descriptor", "ui: 127.0.0.1:8480", "ui: fd:1", "fd:1", `"fd:1" names no inherited socket`},
 		{"window", "startWindow: 2s", "startWindow: 2 sec", "2 sec", "is no length of time"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -130,24 +130,24 @@ func (p *parser) knows(t text, what string, names []string) string {
 }
 
 func (p *parser) listen(raw rawListen) {
-	ports := map[string]int{}
-	for _, l := range []struct {
-		t  text
-		to *string
-	}{{raw.Boot, &p.site.Listen.Boot}, {raw.Agent, &p.site.Listen.Agent}, {raw.UI, &p.site.Listen.UI}} {
-		*l.to = l.t.v
-		if l.t.v == "" {
-			continue
+	seen := map[string]int{}
+	p.unique(seen, raw.Boot.at, "listen address", raw.Boot.v)
+	p.unique(seen, raw.Agent.at, "listen address", raw.Agent.v)
+	p.unique(seen, raw.UI.at, "listen address", raw.UI.v)
+	// Machines are told these two as they stand here: "every address" is none.
+	for _, t := range []text{raw.Boot, raw.Agent} {
+		if a, err := netip.ParseAddrPort(t.v); t.v != "" && (err != nil || !a.Addr().Is4() || a.Addr().IsUnspecified() || a.Port() == 0) {
+			p.fail(t.at, "write this server's own address on the machines' network, for example 10.20.0.1:8443", "machines cannot be told %q", clip(t.v))
 		}
-		if n, ok := strings.CutPrefix(l.t.v, "fd:"); ok {
-			if fd, err := strconv.Atoi(n); err != nil || fd < 3 {
-				p.fail(l.t.at, "inherited descriptors begin at 3", "%q names no inherited socket", l.t.v)
-			}
-		} else if l.t.v != "systemd" {
-			p.hostport(l.t, true)
-		}
-		p.unique(ports, l.t.at, "listen address", l.t.v)
 	}
+	if n, ok := strings.CutPrefix(raw.UI.v, "fd:"); ok {
+		if fd, err := strconv.Atoi(n); err != nil || fd < 3 {
+			p.fail(raw.UI.at, "inherited descriptors begin at 3", "%q names no inherited socket", raw.UI.v)
+		}
+	} else if raw.UI.v != "" && raw.UI.v != "systemd" {
+		p.hostport(raw.UI, true)
+	}
+	p.site.Listen = Listen{Boot: raw.Boot.v, Agent: raw.Agent.v, UI: raw.UI.v}
 }
 
 // hostport checks HOST:PORT. A listener may leave the host out and may ask for

@@ -37,8 +37,8 @@ type rawSite struct {
 
 type rawListen struct {
 	at
-	Boot  text `yaml:"boot" need:"yes" format:"listen" doc:"plain HTTP for boot files and images, HOST:PORT"`
-	Agent text `yaml:"agent" need:"yes" format:"listen" doc:"HTTPS for agents, HOST:PORT"`
+	Boot  text `yaml:"boot" need:"yes" format:"addrport" doc:"plain HTTP for boot files and images: ADDRESS:PORT, as machines are told it"`
+	Agent text `yaml:"agent" need:"yes" format:"addrport" doc:"HTTPS for agents: ADDRESS:PORT, as machines are told it"`
 	UI    text `yaml:"ui" need:"yes" format:"listen" doc:"API and pages for people: HOST:PORT, fd:N or systemd"`
 }
 
@@ -217,6 +217,7 @@ var patterns = map[string]string{
 	"range":    `^[0-9.]+ ?- ?[0-9.]+$`,
 	"address":  `^[0-9.]+$`,
 	"hostport": `^[^ ]+$`,
+	"addrport": `^[0-9.]+:[0-9]+$`,
 	"listen":   `^(.*:[0-9]+|fd:[0-9]+|systemd)$`,
 }
 

@@ -523,6 +523,22 @@ func TestClient(t *testing.T) {
 	}
 }
 
+func TestMetrics(t *testing.T) {
+	x := newSite(t)
+	resp, body := x.ask(t, "GET", x.ui.URL+"/metrics", x.tokens[Viewer], "")
+	if resp.StatusCode != 200 {
+		t.Fatalf("%d %s", resp.StatusCode, body)
+	}
+	for _, want := range []string{
+		`smelt_nodes{state="inspected"} 1`, `smelt_nodes{state="in-service"} 0`, `smelt_tasks_open{verb="reseat"} 1`,
+		`smelt_power_granted_watts{circuit="feed-a",kind="feed"} 1200`, "smelt_stop 0", "smelt_events_total 3", `smelt_build_info{site="hall-a",version="test"} 1`,
+	} {
+		if !strings.Contains(body, want+"\n") {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+}
+
 // The list follows the store, whether one node changed or many.
 func TestViewFollows(t *testing.T) {
 	x := newSite(t)

@@ -353,17 +353,39 @@ func contrast(t *testing.T, a, b string) float64 {
 	return (max(x, y) + 0.05) / (min(x, y) + 0.05)
 }
 
-// Screens draws every page with Chromium into the folder SMELT_SCREENS, for
-// people to look at: make screens.
-func TestScreens(t *testing.T) {
-	out := os.Getenv("SMELT_SCREENS")
-	if out == "" {
-		t.Skip("SMELT_SCREENS names no folder for the pictures")
-	}
-	chromium, err := exec.LookPath("chromium")
-	if err != nil {
+// chromium is the browser's path; without one the test is skipped, or fails
+// where nothing may be skipped.
+func chromium(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil && os.Getenv("SMELT_TEST_NO_SKIP") == "1" {
 		t.Fatal(err)
 	}
+	if err != nil {
+		t.Skip("needs chromium")
+	}
+	return path
+}
+
+// browse runs Chromium on a page of a fresh profile and returns what it prints.
+func browse(t *testing.T, path, size, url string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+		"--user-data-dir=" + t.TempDir(), "--window-size=" + size}, append(args, url)...)...)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", url, err)
+	}
+	return string(out)
+}
+
+// showroom serves the realistic pages; with measure, each carries a script that
+// writes what is too small or too wide into its title.
+func showroom(t *testing.T, measure bool) *httptest.Server {
+	t.Helper()
 	p, err := New()
 	if err != nil {
 		t.Fatal(err)
@@ -376,31 +398,75 @@ func TestScreens(t *testing.T) {
 			w.Write(a.Data)
 			return
 		}
-		if draw := pages[name]; draw != nil {
-			if err := draw(w); err != nil {
-				t.Error(err)
-			}
+		draw := pages[name]
+		if draw == nil {
+			http.NotFound(w, r)
 			return
 		}
-		http.NotFound(w, r)
+		var b bytes.Buffer
+		if err := draw(&b); err != nil {
+			t.Error(err)
+		}
+		if measure {
+			fmt.Fprint(&b, measuring)
+		}
+		w.Write(b.Bytes())
 	}))
-	defer srv.Close()
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+// A link inside a sentence is exempt (WCAG 2.2, 2.5.8); the input of a label is
+// as large as its label.
+const measuring = `<script>addEventListener("load", () => {
+ const bad = [];
+ for (const d of document.querySelectorAll("details")) d.open = true;
+ if (document.documentElement.scrollWidth > innerWidth) bad.push("page is " + document.documentElement.scrollWidth + " wide");
+ for (const e of document.querySelectorAll("button, select, summary, nav a, .waits a, .stuck a, .cell, label.pick, label.check, input:not([type=hidden]):not([type=radio]):not([type=checkbox])")) {
+  const r = e.getBoundingClientRect(), want = e.classList.contains("big") && innerWidth < 640 ? 64 : 48;
+  if (r.height < want - .5) bad.push(e.tagName + " " + e.className + " '" + e.textContent.trim().slice(0, 20) + "' " + Math.round(r.height));
+ }
+ document.title = "measured: " + (bad.join(" | ") || "fine");
+})</script>`
+
+// On a phone nothing is wider than the screen, and what a glove must hit is
+// 48 pixels high, 64 for the main button.
+func TestTargets(t *testing.T) {
+	path := chromium(t)
+	srv := showroom(t, true)
+	for _, name := range []string{"floor", "node", "queue", "tasks"} {
+		dom := browse(t, path, "500,900", srv.URL+"/"+name, "--dump-dom") // headless Chromium is at least 500 wide
+		_, title, _ := strings.Cut(dom, "<title>")
+		title, _, _ = strings.Cut(title, "</title>")
+		if title != "measured: fine" {
+			t.Errorf("%s: %s", name, title)
+		}
+	}
+}
+
+// Screens draws every page with Chromium into the folder SMELT_SCREENS, for
+// people to look at.
+func TestScreens(t *testing.T) {
+	path, out := chromium(t), os.Getenv("SMELT_SCREENS")
+	names := []string{"floor", "node", "burning", "rig", "queue", "tasks", "clear", "login", "empty"}
+	if out == "" { // not asked for: see that it can be done
+		out, names = t.TempDir(), []string{"tasks"}
+	}
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for name := range pages {
-		if only := os.Getenv("SMELT_SCREENS_ONLY"); only != "" && !strings.Contains(only, name) {
-			continue
-		}
-		for kind, size := range map[string]string{"phone": "390,1700", "desktop": "1280,1500"} {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-				"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-				"--user-data-dir="+t.TempDir(), "--window-size="+size, "--screenshot="+filepath.Join(out, name+"-"+kind+".png"), srv.URL+"/"+name)
-			if b, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("%s %s: %v\n%s", name, kind, err, b)
+	kinds := map[string]string{"phone": "390,1700"}
+	if len(names) > 1 {
+		kinds["desktop"] = "1280,1500"
+	}
+	srv := showroom(t, false)
+	for _, name := range names {
+		for kind, size := range kinds {
+			file := filepath.Join(out, name+"-"+kind+".png")
+			browse(t, path, size, srv.URL+"/"+name, "--screenshot="+file)
+			if fi, err := os.Stat(file); err != nil || fi.Size() < 5000 {
+				t.Errorf("%s %s: no picture (%v)", name, kind, err)
 			}
-			cancel()
 		}
 	}
 }
