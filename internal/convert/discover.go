@@ -1,11 +1,11 @@
 package convert
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
 	"smelt/inventory"
+	"smelt/inventory/triage"
 	"smelt/power"
 )
 
@@ -56,7 +56,7 @@ func (t *turn) inspected() error {
 func (t *turn) ruled(h history) bool {
 	return len(h) > 0 && (h[0].From == inventory.Discovered || h[0].From == inventory.NeedsWork) &&
 		slices.Contains(t.Site.AutoOK, t.n.Spec.Class) && t.n.Hold == nil && !t.n.Spec.Protect &&
-		t.n.Verdict != nil && t.n.Verdict.Answer == convertAnswer
+		t.n.Verdict != nil && t.n.Verdict.Answer == triage.Convert
 }
 
 func indexOf(h history, e *inventory.Event) int {
@@ -68,9 +68,6 @@ func (t *turn) inspecting() bool {
 	live := t.Live(t.n.ID)
 	return live.Mode == modeInspect && t.at.Sub(live.LastSeen) < agentAlive
 }
-
-// convertAnswer is the verdict that lets a node be approved.
-const convertAnswer = "convert"
 
 // inspectedBy takes in what the inspection system found: hardware, verdict, and
 // the state that follows from it.
@@ -88,7 +85,7 @@ func (t *turn) inspectedBy(f found, hw inventory.Hardware) error {
 	if err := t.close(pressed, "agent", "it started"); err != nil {
 		return err
 	}
-	fit := v.Answer == convertAnswer
+	fit := v.Answer == triage.Convert
 	switch {
 	case t.n.State == inventory.NeedsWork && !fit, t.n.State == inventory.Inspected && fit:
 		return nil
@@ -117,38 +114,6 @@ func (t *turn) inspectedBy(f found, hw inventory.Hardware) error {
 func (t *turn) inspectionProves() bool {
 	f := t.n.Failure
 	return f != nil && (f.Step == inventory.Inspected || f.Step == inventory.Discovered)
-}
-
-// verdictTasks makes work of each reason that a person can do something about.
-func verdictTasks(v inventory.Verdict) []inventory.Task {
-	var out []inventory.Task
-	for _, r := range v.Reasons {
-		if r.OK || r.Fix == "" {
-			continue
-		}
-		verb := "replace"
-		for _, w := range []string{"move", "reseat", "replace", "plug", "press", "check", "add"} {
-			if len(r.Fix) >= len(w) && r.Fix[:len(w)] == w {
-				verb = w
-			}
-		}
-		what := r.Part
-		if what == "" {
-			what = r.Item
-		}
-		out = append(out, inventory.Task{
-			Verb: verb, What: what, Where: r.Where, How: r.Fix, Proof: "reinspect",
-			Why: fmt.Sprintf("%s is %s, %s wants %s", r.Item, orUnknown(r.Got), v.Target, orUnknown(r.Want)),
-		})
-	}
-	return out
-}
-
-func orUnknown(s string) string {
-	if s == "" {
-		return "unknown"
-	}
-	return s
 }
 
 // shape is hardware as this site sees it: slots get the labels of the class,

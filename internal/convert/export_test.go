@@ -1,7 +1,31 @@
 package convert
 
-import "smelt/inventory"
+import (
+	"context"
+
+	"smelt/inventory"
+)
 
 // OnBoundary calls f at every point where the process may die with something
 // half done.
 func (c *Conductor) OnBoundary(f func(node inventory.NodeID, what string)) { c.testOnlyBoundary = f }
+
+// BootMode is what a node would boot.
+func (c *Conductor) BootMode(n inventory.Node) (string, error) {
+	mode, _, err := c.bootMode(context.Background(), n)
+	return mode, err
+}
+
+// Approval is what choose needs of an approval.
+type Approval struct {
+	Target, Disks string
+	Allow         []string
+}
+
+// Choose picks the disks of a plan.
+func Choose(disks []inventory.Disk, a Approval, size int64) (inventory.DiskID, []inventory.DiskID, error) {
+	return choose(disks, approval{target: a.Target, disks: a.Disks, allow: a.Allow}, size)
+}
+
+// VerdictTasks makes work of a verdict.
+var VerdictTasks = verdictTasks

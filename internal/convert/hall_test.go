@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -54,6 +55,7 @@ type layout struct {
 	Protect map[int]bool
 	Max     int
 	Auto    bool
+	Dead    bool    // the machines never reach the boot server: the test is the agent
 	Feed    float64 // amps at 230 V; 0: no power tree
 	// Die makes the server's process kill itself once for each node, when the
 	// node passes the boundary of that name.
@@ -236,6 +238,10 @@ type world struct {
 	cluster  *jointest.Fake
 	url      string
 	close    func()
+
+	mu     sync.Mutex
+	faults map[inventory.NodeID]error
+	asked  map[string]int
 }
 
 func newWorld(l *layout, pace time.Duration) (*world, error) {
@@ -244,8 +250,13 @@ func newWorld(l *layout, pace time.Duration) (*world, error) {
 		return nil, err
 	}
 	l.World = "http://" + ln.Addr().String()
-	w := &world{machines: map[inventory.NodeID]*sim.Machine{}, cluster: jointest.NewFake(), url: l.World}
-	site := sim.Site{Boot: "http://" + l.Listen, SiteKey: siteKey().Public().(ed25519.PublicKey), Pace: pace}
+	w := &world{faults: map[inventory.NodeID]error{}, asked: map[string]int{}, machines: map[inventory.NodeID]*sim.Machine{}, cluster: jointest.NewFake(), url: l.World}
+	boot := "http://" + l.Listen
+	if l.Dead {
+		boot = "http://127.0.0.1:1"
+		pace = time.Hour
+	}
+	site := sim.Site{Boot: boot, SiteKey: siteKey().Public().(ed25519.PublicKey), Pace: pace}
 	for i := range l.Nodes {
 		w.machines[nodeID(i)] = sim.New(site, sim.Config{
 			Name: string(nodeID(i)), MAC: macOf(i), Hardware: sim.Hardware(i, macOf(i), 1), Fault: l.Faults[i], Chunks: 6,
@@ -274,6 +285,16 @@ func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			return
 		}
 		_ = json.NewEncoder(rw).Encode(v)
+	}
+	if strings.HasPrefix(r.URL.Path, "/power/") {
+		if err := w.fault(node, r.URL.Path); err != nil {
+			status := http.StatusBadGateway
+			if errors.Is(err, power.ErrAuth) {
+				status = http.StatusUnauthorized
+			}
+			http.Error(rw, err.Error(), status)
+			return
+		}
 	}
 	switch r.URL.Path {
 	case "/power/state":
@@ -326,6 +347,9 @@ func call(ctx context.Context, base, path string, out any, params ...string) err
 	if err != nil {
 		return err
 	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		return fmt.Errorf("%s: %w", path, power.ErrAuth)
+	}
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s: %s", path, strings.TrimSpace(string(b)))
 	}
@@ -333,6 +357,27 @@ func call(ctx context.Context, base, path string, out any, params ...string) err
 		return nil
 	}
 	return json.Unmarshal(b, out)
+}
+
+// fault is what a machine's switch answers, by node.
+func (w *world) fault(node inventory.NodeID, path string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked[string(node)+path]++
+	return w.faults[node]
+}
+
+func (w *world) setFault(node inventory.NodeID, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.faults[node] = err
+}
+
+// times tells how often a path was asked for a node.
+func (w *world) times(node inventory.NodeID, path string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked[string(node)+path]
 }
 
 // remoteSwitch is the power controller of a machine in the world.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"smelt/inventory"
+	"smelt/inventory/triage"
 )
 
 // approval is what whoever approves may choose; empty fields follow spec and class.
@@ -48,7 +49,7 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 		return inventory.Plan{}, fmt.Errorf("it was never inspected")
 	case n.Verdict == nil:
 		return inventory.Plan{}, fmt.Errorf("it has no verdict yet")
-	case n.Verdict.Answer != convertAnswer && a.force == "":
+	case n.Verdict.Answer != triage.Convert && a.force == "":
 		return inventory.Plan{}, fmt.Errorf("its verdict is %s; to convert it all the same give force with a reason", n.Verdict.Answer)
 	case a.seen != "" && a.seen != n.Hardware.Digest():
 		return inventory.Plan{}, fmt.Errorf("its hardware is not what was looked at any more: look again")

@@ -107,6 +107,10 @@ func (t *turn) needsWork() error {
 		t.note("its tasks are done; held by %s: %s", t.n.Hold.Owner, t.n.Hold.Reason)
 		return nil
 	}
+	if v := t.Power[t.n.ID]; v != nil && t.n.State == inventory.NeedsWork && strings.HasPrefix(t.n.Failure.Cause, "power") {
+		// A person looked at the controller: it may be spoken to again.
+		t.after = append(t.after, v.Reset)
+	}
 	to, evidence := t.proof(proofs)
 	t.move(to, "its tasks are done: it must prove it", evidence)
 	return nil
