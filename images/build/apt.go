@@ -24,9 +24,10 @@ const listsAge = 6 * time.Hour
 // installed packages have a say in what goes into an image.
 type apt struct{ dir string }
 
-// openApt writes the configuration. What the host says about the way to the
+// openApt writes the configuration of the apt for some sources, in cache. What the host says about the way to the
 // mirrors (proxies, certificates, clocks) holds here too; its hooks do not.
-func openApt(ctx context.Context, dir string, sources []string) (apt, error) {
+func openApt(ctx context.Context, cache string, sources []string) (apt, error) {
+	dir := filepath.Join(cache, "apt-"+contentKey(sources)[:12])
 	a := apt{dir}
 	for _, d := range []string{"lists/partial", "archives/partial", "etc"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {

@@ -82,7 +82,7 @@ func fetchKernel(ctx context.Context, cache, tmp string) error {
 		return err
 	}
 	defer unlock()
-	a, err := openApt(ctx, filepath.Join(cache, "apt"), DefaultSources)
+	a, err := openApt(ctx, cache, DefaultSources)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRecipesInTheTree(t *testing.T) {
@@ -136,6 +137,33 @@ func TestKeys(t *testing.T) {
 	}
 	if _, err := Key(r, []Extra{{"../agent", agent, 0o755}}); err == nil {
 		t.Error("a path outside the image has a key")
+	}
+}
+
+func TestPrune(t *testing.T) {
+	dir := t.TempDir()
+	for i, name := range []string{"old", "half", "new", "newest"} {
+		if err := os.MkdirAll(filepath.Join(dir, name, "root"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if name == "half" { // a build that runs now
+			continue
+		}
+		stamp := filepath.Join(dir, name, "complete")
+		if err := os.WriteFile(stamp, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		when := time.Now().Add(time.Duration(i-9) * time.Hour)
+		if err := os.Chtimes(stamp, when, when); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := prune(dir, 2); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 3 || exists(filepath.Join(dir, "old")) {
+		t.Errorf("left: %q, %v", left, err)
 	}
 }
 

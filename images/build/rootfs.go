@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 )
 
 // packages returns the folder that holds the tree of the recipe's packages,
@@ -16,9 +18,11 @@ import (
 func (b *builder) packages(ctx context.Context) (string, error) {
 	dir := filepath.Join(b.cache, "rootfs", b.recipe.packagesKey())
 	root := filepath.Join(dir, "root")
-	if exists(filepath.Join(dir, "complete")) {
+	complete := filepath.Join(dir, "complete")
+	if exists(complete) {
 		b.tell("packages", 1, "cached")
-		return root, nil
+		now := time.Now()
+		return root, os.Chtimes(complete, now, now) // keeps it from being pruned
 	}
 	b.tell("packages", 0, "checking names")
 	if err := b.checkPackages(ctx); err != nil {
@@ -48,7 +52,36 @@ func (b *builder) packages(ctx context.Context) (string, error) {
 	if err := os.Rename(filepath.Join(work, "root"), root); err != nil {
 		return "", err
 	}
-	return root, os.WriteFile(filepath.Join(dir, "complete"), nil, 0o644)
+	if err := os.WriteFile(complete, nil, 0o644); err != nil {
+		return "", err
+	}
+	return root, prune(filepath.Join(b.cache, "rootfs"), keepTrees)
+}
+
+// keepTrees is how many trees of packages, some 400 MB each, stay in the cache.
+const keepTrees = 4
+
+// prune removes all but the most recently used trees.
+func prune(dir string, keep int) error {
+	stamps, err := filepath.Glob(filepath.Join(dir, "*", "complete"))
+	if err != nil {
+		return err
+	}
+	used := func(stamp string) time.Time {
+		i, err := os.Stat(stamp)
+		if err != nil {
+			return time.Time{}
+		}
+		return i.ModTime()
+	}
+	slices.SortFunc(stamps, func(a, b string) int { return used(b).Compare(used(a)) })
+	for _, s := range stamps[min(keep, len(stamps)):] {
+		// The stamp goes first: half a tree is none.
+		if err := errors.Join(os.Remove(s), os.RemoveAll(filepath.Dir(s))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var noPackage = regexp.MustCompile(`(?m)^E: (?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate)`)
@@ -61,7 +94,7 @@ func (b *builder) checkPackages(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	a, err := openApt(ctx, filepath.Join(b.cache, "apt-"+contentKey(b.recipe.Sources)[:12]), b.recipe.Sources)
+	a, err := openApt(ctx, b.cache, b.recipe.Sources)
 	if err != nil {
 		return err
 	}
