@@ -225,7 +225,7 @@ func (o *options) ask(c *cobra.Command, dry bool, node, verb string, params map[
 			return say(c, err, "Would %s %s, which is %s (dry run: nothing was done)", verb, node, v.Node.State)
 		}
 		_, err := cl.Do(ctx, inventory.NodeID(node), verb, params)
-		return say(c, err, "%s %s.", node, done)
+		return say(c, err, "%s %s", node, done)
 	})
 }
 
@@ -238,53 +238,52 @@ func newNodeApprove(o *options) *cobra.Command {
 		Example: "  smelt node approve rig-01                     # shows the disks and asks for the name\n  smelt node approve rig-01 --confirm=rig-01    # in a script",
 		Args:    exactly("NODE"), ValidArgsFunction: o.nodeNames,
 		RunE: func(c *cobra.Command, args []string) error {
-			return o.call(c, func(ctx context.Context, cl *api.Client) error {
+			var n inventory.Node
+			err := o.call(c, func(ctx context.Context, cl *api.Client) error {
 				v, err := cl.Node(ctx, inventory.NodeID(args[0]))
-				if err != nil {
-					return err
-				}
-				n, w := v.Node, c.ErrOrStderr()
-				targets, spared := api.Targets(n.Hardware)
-				if len(targets) == 0 {
-					return fmt.Errorf("%s is %s and has no disk that could take an image (%w): smelt node show %s", args[0], n.State, api.ErrConflict, args[0])
-				}
-				if target == "" {
-					target = targets[0].Key
-				}
-				fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", args[0], dash(string(n.Spec.Position)), n.State)
-				found := false
-				for _, t := range targets {
-					what := "left alone"
-					if all || t.Key == target {
-						what = "WILL BE WIPED"
-					}
-					found = found || t.Key == target
-					diskLine(w, t.Disk, what)
-				}
-				for _, d := range spared {
-					diskLine(w, d, "never touched")
-				}
-				if !found {
-					return usageError{fmt.Sprintf("%s has no disk %q", args[0], target), "smelt node show " + args[0]}
-				}
-				if dry {
-					return say(c, nil, "Would approve %s (dry run: nothing was done)", args[0])
-				}
-				if err := confirmed(c, confirm, args[0], "Approving "+args[0]+" wipes what is marked."); err != nil {
-					return err
-				}
-				// The server refuses when the hardware is no longer what was shown here.
-				params := map[string]string{
-					"image": image, "profile": profile, "wipe": wipe, "target": target, "force": force,
-					"allow": strings.Join(allow, ","), "hardware": n.Hardware.Digest(), "confirm": args[0],
-				}
-				if all {
-					params["disks"] = "all"
-				}
-				maps.DeleteFunc(params, func(_, v string) bool { return v == "" })
-				_, err = cl.Do(ctx, inventory.NodeID(args[0]), "approve", params)
-				return say(c, err, "%s approved. Watch it with: smelt node events %s --follow", args[0], args[0])
+				n = v.Node
+				return err
 			})
+			if err != nil {
+				return err
+			}
+			w := c.ErrOrStderr()
+			targets, spared := api.Targets(n.Hardware)
+			if len(targets) == 0 {
+				return fmt.Errorf("%s is %s and has no disk that could take an image (%w): smelt node show %s", args[0], n.State, api.ErrConflict, args[0])
+			}
+			if target == "" {
+				target = targets[0].Key
+			}
+			if !slices.ContainsFunc(targets, func(t api.Target) bool { return t.Key == target }) {
+				return usageError{fmt.Sprintf("%s has no disk %q that could take an image", args[0], target), "smelt node show " + args[0]}
+			}
+			fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", args[0], dash(string(n.Spec.Position)), n.State)
+			for _, t := range targets {
+				what := "left alone"
+				if all || t.Key == target {
+					what = "WILL BE WIPED"
+				}
+				diskLine(w, t.Disk, what)
+			}
+			for _, d := range spared {
+				diskLine(w, d, "never touched")
+			}
+			if dry {
+				return say(c, nil, "Would approve %s (dry run: nothing was done)", args[0])
+			}
+			if err := confirmed(c, confirm, args[0], "Approving "+args[0]+" wipes what is marked."); err != nil {
+				return err
+			}
+			// The server refuses when the hardware is no longer what was shown here.
+			params := map[string]string{
+				"image": image, "profile": profile, "wipe": wipe, "target": target, "force": force,
+				"allow": strings.Join(allow, ","), "hardware": n.Hardware.Digest(), "confirm": args[0],
+			}
+			if all {
+				params["disks"] = "all"
+			}
+			return o.ask(c, false, args[0], "approve", params, "approved. Watch it with: smelt node events "+args[0]+" --follow")
 		},
 	}
 	f := c.Flags()

@@ -121,7 +121,8 @@ func (p *parser) refer(t text, what string, names []string) string {
 	return t.v
 }
 
-// known is refer for words another package defines, which may be unchecked.
+// knows is refer for words that another package defines; without a list they
+// are not checked.
 func (p *parser) knows(t text, what string, names []string) string {
 	if names == nil {
 		return t.v

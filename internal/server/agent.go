@@ -115,7 +115,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request, a store.Agent) {
 // order answers at once unless the agent already has the current order: then
 // it waits for a change.
 func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
-	after := r.FormValue("after")
+	after := r.URL.Query().Get("after")
 	// Longer than a listener's own limit may be: waiting is the point.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTime + bodyTime))
 	timeout := time.NewTimer(pollTime)

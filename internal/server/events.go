@@ -135,7 +135,7 @@ func (s *Server) getEvents(w http.ResponseWriter, r *http.Request, _ who) {
 
 // resume is where a stream begins: after the reader's last event, or now.
 func (s *Server) resume(r *http.Request) (uint64, error) {
-	for _, v := range []string{r.Header.Get("Last-Event-ID"), r.FormValue("after")} {
+	for _, v := range []string{r.Header.Get("Last-Event-ID"), r.URL.Query().Get("after")} {
 		if v != "" {
 			return strconv.ParseUint(v, 10, 64)
 		}

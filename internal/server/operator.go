@@ -30,7 +30,7 @@ func (s *Server) getNodes(w http.ResponseWriter, r *http.Request, _ who) {
 		s.failure(w, r, err)
 		return
 	}
-	if word := r.FormValue("state"); word != "" {
+	if word := r.URL.Query().Get("state"); word != "" {
 		st, err := inventory.ParseState(word)
 		if err != nil {
 			s.fail(w, http.StatusBadRequest, err.Error(), "states are "+stateWords())
@@ -67,7 +67,7 @@ func (s *Server) nodeFailure(w http.ResponseWriter, r *http.Request, err error) 
 }
 
 func (s *Server) getTasks(w http.ResponseWriter, r *http.Request, _ who) {
-	tasks, err := s.Store.Tasks(r.Context(), inventory.NodeID(r.FormValue("node")))
+	tasks, err := s.Store.Tasks(r.Context(), inventory.NodeID(r.URL.Query().Get("node")))
 	if err != nil {
 		s.failure(w, r, err)
 		return

@@ -36,7 +36,7 @@ func (s *Server) head(r *http.Request, by who) (web.Head, error) {
 	}
 	// Words for what was just done come from a table: nobody can make a link
 	// that puts their own words on the page.
-	h.Done = done[r.FormValue("did")]
+	h.Done = done[r.URL.Query().Get("did")]
 	return h, err
 }
 
@@ -58,11 +58,11 @@ func (s *Server) floorPage(w http.ResponseWriter, r *http.Request, by who) {
 		s.failure(w, r, err)
 		return
 	}
-	find := r.FormValue("find")
+	find := r.URL.Query().Get("find")
 	if len(find) > 100 {
 		find = find[:100]
 	}
-	s.html(w, r, http.StatusOK, func(b io.Writer) error { return s.pages.Floor(b, h, views, r.FormValue("show"), find) })
+	s.html(w, r, http.StatusOK, func(b io.Writer) error { return s.pages.Floor(b, h, views, r.URL.Query().Get("show"), find) })
 }
 
 func (s *Server) nodePage(w http.ResponseWriter, r *http.Request, by who) {
@@ -224,7 +224,7 @@ func (s *Server) login(w http.ResponseWriter, status int, next, wrong string) {
 }
 
 func (s *Server) loginPage(w http.ResponseWriter, r *http.Request, _ who) {
-	s.login(w, http.StatusOK, r.FormValue("next"), "")
+	s.login(w, http.StatusOK, r.URL.Query().Get("next"), "")
 }
 
 func (s *Server) loginForm(w http.ResponseWriter, r *http.Request, _ who) {

@@ -89,18 +89,14 @@ func (p *Pages) Floor(w io.Writer, h Head, views []api.NodeView, filter, find st
 		shown = slices.DeleteFunc(slices.Clone(views), func(v api.NodeView) bool { return !matches(v, filter, find) })
 	}
 	f.Total = len(shown)
-	f.Rows = rows(shown)
-	for i, r := range f.Rows {
-		room := cellsShown - f.Shown
-		if len(r.Nodes) > room {
-			f.Rows[i].Nodes = r.Nodes[:room]
-			f.Rows = f.Rows[:i+1]
-		}
-		f.Shown += len(f.Rows[i].Nodes)
+	for _, r := range rows(shown) {
 		if f.Shown == cellsShown {
-			f.Rows = f.Rows[:i+1]
 			break
 		}
+		r.Nodes = r.sorted()
+		r.Nodes = r.Nodes[:min(len(r.Nodes), cellsShown-f.Shown)]
+		f.Shown += len(r.Nodes)
+		f.Rows = append(f.Rows, r)
 	}
 	return p.draw(w, "floor", f)
 }
@@ -146,13 +142,6 @@ func rows(views []api.NodeView) []Row {
 	}
 	var out []Row
 	for name, nodes := range byRow {
-		sort.SliceStable(nodes, func(i, j int) bool {
-			a, b := nodes[i].Node, nodes[j].Node
-			if a.Spec.Position != b.Spec.Position {
-				return natural(string(a.Spec.Position), string(b.Spec.Position))
-			}
-			return a.ID < b.ID
-		})
 		out = append(out, Row{name, nodes})
 	}
 	sort.Slice(out, func(i, j int) bool {
@@ -162,6 +151,20 @@ func rows(views []api.NodeView) []Row {
 		return natural(out[i].Name, out[j].Name)
 	})
 	return out
+}
+
+// sorted is the nodes of a row in the order of their positions. Only the rows
+// that are shown are sorted.
+func (r Row) sorted() []api.NodeView {
+	nodes := r.Nodes
+	sort.SliceStable(nodes, func(i, j int) bool {
+		a, b := nodes[i].Node, nodes[j].Node
+		if a.Spec.Position != b.Spec.Position {
+			return natural(string(a.Spec.Position), string(b.Spec.Position))
+		}
+		return a.ID < b.ID
+	})
+	return nodes
 }
 
 // natural orders U9 before U10.

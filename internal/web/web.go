@@ -218,5 +218,5 @@ func (p *Pages) Tasks(w io.Writer, h Head, all []inventory.Task) error {
 const (
 	queueShown = 20
 	tasksShown = 30
-	cellsShown = 240
+	cellsShown = 120
 )

@@ -281,10 +281,12 @@ func TestManyNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("24,000 nodes: %d bytes in %v", b.Len(), time.Since(start))
-	if b.Len() > 200<<10 {
+	if b.Len() > 60<<10 {
 		t.Errorf("the page has %d bytes", b.Len())
 	}
 	b.Reset()
+	start = time.Now()
+	defer func() { t.Logf("finding one of them: %v", time.Since(start)) }()
 	if err := p.Floor(&b, h, views, "", "n12345"); err != nil || !strings.Contains(b.String(), "R308-U25") || strings.Contains(b.String(), "n12346") {
 		t.Errorf("finding one node: %v", err)
 	}
@@ -372,9 +374,14 @@ func browse(t *testing.T, path, size, url string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	profile, err := os.MkdirTemp("", "smelt-screen-") // Chromium's children may outlive it a moment: not t.TempDir
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(profile)
 	cmd := exec.CommandContext(ctx, path, append([]string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-		"--user-data-dir=" + t.TempDir(), "--window-size=" + size}, append(args, url)...)...)
+		"--user-data-dir=" + profile, "--window-size=" + size}, append(args, url)...)...)
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%s: %v", url, err)
