@@ -132,12 +132,15 @@ func New(c Config) (*Agent, error) {
 	return a, nil
 }
 
-// adopt takes over what the RAM system left, unless a later session is known.
+// adopt takes over what the RAM system left. A handoff is adopted once: the
+// session it began with has been replaced since.
 func (s *state) adopt(h api.Handoff) error {
+	d := sha256.Sum256([]byte(h.Session))
+	id := hex.EncodeToString(d[:])
 	return s.update(func(v *stateFile) {
 		v.Node = h.Node
-		if v.Session == "" || v.Expires.Before(h.Expires) {
-			v.Session, v.Expires = h.Session, h.Expires
+		if v.Handoff != id {
+			v.Handoff, v.Session, v.Expires = id, h.Session, h.Expires
 		}
 		v.Fence = max(v.Fence, h.Fence)
 	})
@@ -285,15 +288,16 @@ func (a *Agent) tick(ctx context.Context) {
 
 func (a *Agent) inventory(order string) api.Inventory {
 	inv := api.Inventory{Order: order, Hardware: a.c.System.Hardware(), Addr: inspect.Addr(a.client.base)}
-	if h := a.c.Handoff; h != nil {
-		inv.Image = h.Image
-		return inv
+	switch a.c.Mode {
+	case Installed:
+		inv.Image = a.c.Handoff.Image
+	case Inspect:
+		s, err := a.c.System.Salvage()
+		if err != nil {
+			a.log.Warn("salvage", "err", err)
+		}
+		inv.Salvage = s
 	}
-	s, err := a.c.System.Salvage()
-	if err != nil {
-		a.log.Warn("salvage", "err", err)
-	}
-	inv.Salvage = s
 	return inv
 }
 
@@ -362,6 +366,9 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 			select {
 			case <-job.done:
 				end := job.end
+				if job.again {
+					after = "" // the same order, with another permit
+				}
 				job = nil
 				if end != 0 {
 					return end, nil
@@ -420,7 +427,8 @@ type job struct {
 	order  api.Order
 	cancel context.CancelFunc
 	done   chan struct{}
-	end    End // valid after done
+	end    End  // valid after done
+	again  bool // valid after done: nothing was done, ask for the order again
 }
 
 // stop ends a job and waits for it. A nil job is none.
@@ -438,25 +446,31 @@ func (a *Agent) start(ctx context.Context, o api.Order) *job {
 	go func() {
 		defer close(j.done)
 		defer cancel()
-		j.end = a.do(ctx, o)
+		j.end, j.again = a.do(ctx, o)
 	}()
 	return j
 }
 
-// do carries out one order and sends its result until the server has it.
-func (a *Agent) do(ctx context.Context, o api.Order) End {
+// do carries out one order and sends its result until the server has it. again
+// says that nothing was done and nobody was told.
+func (a *Agent) do(ctx context.Context, o api.Order) (end End, again bool) {
 	st := a.state.get()
 	if st.Last != nil && st.Last.Order == o.ID && o.ID != "" {
 		// Done already; the server missed it.
 		a.deliver(ctx, *st.Last)
-		return endOf(o, *st.Last)
+		return endOf(o, *st.Last), false
 	}
 	a.log.Info("order", "id", o.ID, "kind", o.Kind, "fence", o.Fence, "why", o.Why)
 	r := a.execute(ctx, o)
 	if ctx.Err() != nil && !r.OK {
 		// Interrupted by a newer order or by the end of the process: no result.
 		a.log.Warn("order interrupted", "id", o.ID, "kind", o.Kind)
-		return 0
+		return 0, false
+	}
+	if r.Cause == undecided {
+		a.log.Warn("order put off", "id", o.ID, "kind", o.Kind, "err", r.Error)
+		sleep(ctx, shortWait+rand.N(shortWait))
+		return 0, true
 	}
 	r.Order, r.Kind = o.ID, o.Kind
 	if r.OK {
@@ -467,7 +481,7 @@ func (a *Agent) do(ctx context.Context, o api.Order) End {
 	if err := a.state.update(func(v *stateFile) { v.Last, v.Acked = &r, false }); err != nil {
 		a.log.Warn("result is not stored", "err", err)
 	}
-	end := endOf(o, r)
+	end = endOf(o, r)
 	if end != 0 {
 		// Ending the machine does not wait for a server that is gone.
 		var cancel context.CancelFunc
@@ -475,7 +489,7 @@ func (a *Agent) do(ctx context.Context, o api.Order) End {
 		defer cancel()
 	}
 	a.deliver(ctx, r)
-	return end
+	return end, false
 }
 
 func destructive(o api.Order) bool { return o.Kind == api.OrderWipe || o.Kind == api.OrderImage }

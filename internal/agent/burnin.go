@@ -139,12 +139,14 @@ func (a *Agent) helper(ctx context.Context, spec burnin.Spec, s burnin.Subject, 
 		return fail("the GPU helper does not start: %v", err)
 	}
 	var res *burnin.Result
+	var broken error
 	sc := bufio.NewScanner(out)
 	sc.Buffer(nil, 4<<20)
 	for sc.Scan() {
 		var l burnin.Line
 		if err := json.Unmarshal(sc.Bytes(), &l); err != nil {
-			continue // one broken line loses one sample; a broken result is no result
+			broken = err // loses one sample; a broken result is no result
+			continue
 		}
 		switch {
 		case l.Sample != nil:
@@ -164,7 +166,7 @@ func (a *Agent) helper(ctx context.Context, spec burnin.Spec, s burnin.Subject, 
 	case res != nil && err == nil:
 		return fail("the GPU helper answered for %q", res.ID)
 	}
-	r := fail("the GPU helper ended without a result: %v", err)
+	r := fail("the GPU helper ended without a result: %v", errors.Join(err, broken))
 	if stderr.Len() > 0 {
 		r.Log = strings.Split(strings.TrimSpace(stderr.String()), "\n")
 	}

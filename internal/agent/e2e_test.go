@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -284,7 +285,7 @@ func newFakeServer(t *testing.T, l net.Listener) *fakeServer {
 		_ = f.srv.Listener.Close()
 		f.srv.Listener = l
 	}
-	f.srv.Config.ErrorLog = nil
+	f.srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	f.srv.StartTLS()
 	t.Cleanup(f.srv.Close)
 	return f

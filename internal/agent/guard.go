@@ -21,6 +21,10 @@ type refusal struct {
 	err   error
 }
 
+// undecided is the cause of a refusal that nobody is told of: the order is
+// asked for again.
+const undecided = "undecided"
+
 func (r *refusal) Error() string { return r.err.Error() }
 
 func refuse(cause, format string, args ...any) *refusal {
@@ -52,20 +56,21 @@ func (a *Agent) authorise(ctx context.Context, o api.Order, d destruction) ([]in
 	if r != nil {
 		return nil, r
 	}
-	// Used here first, so that not even a server that says yes twice makes it
-	// count twice.
-	first, err := a.state.take(p.ID)
-	if err != nil {
-		return nil, refuse("other", "the use of permit %s cannot be noted: %v", p.ID, err)
-	}
-	if !first {
+	if a.state.used(p.ID) {
+		// Not even a server that says yes twice makes it count twice.
 		return nil, refuse("permit", "permit %s was used before", p.ID)
 	}
-	// One try: when the answer is lost the permit may be used up, and asking
-	// again would say so. The server issues another one.
-	err = a.client.call(ctx, http.MethodPost, api.PathPermit, api.PermitUse{ID: p.ID}, nil)
-	if err != nil {
+	err := a.client.call(ctx, http.MethodPost, api.PathPermit, api.PermitUse{ID: p.ID}, nil)
+	switch {
+	case final(err):
 		return nil, refuse("permit", "the server does not let permit %s be used: %v", p.ID, err)
+	case err != nil:
+		// Whether it is used up now is unknown, so it is not used. The server
+		// hands out another one if it is.
+		return nil, refuse(undecided, "no answer about permit %s: %v", p.ID, err)
+	}
+	if err := a.state.use(p.ID); err != nil {
+		return nil, refuse("other", "the use of permit %s cannot be noted: %v", p.ID, err)
 	}
 	return disks, nil
 }

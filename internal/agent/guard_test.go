@@ -238,9 +238,6 @@ func TestGuards(t *testing.T) {
 		{"server says no", func(f *fakeServer, _ *machine, _ *api.Order, _ *inventory.Permit) {
 			f.permit = func(string) int { return http.StatusConflict }
 		}, "permit", nil},
-		{"server has no answer", func(f *fakeServer, _ *machine, _ *api.Order, _ *inventory.Permit) {
-			f.permit = func(string) int { return http.StatusInternalServerError }
-		}, "permit", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -323,6 +320,41 @@ func TestWipe(t *testing.T) {
 	}
 	if m.sum("vda") != after {
 		t.Error("a used permit wiped a disk")
+	}
+}
+
+// A permit whose use was not answered is not used; the order is asked for again
+// and done with another one.
+func TestPermitWithoutAnswer(t *testing.T) {
+	m := newMachine(t)
+	id := m.disk("vda", "GOOD-1", "somebody's data. ")
+	f := newFakeServer(t, nil)
+	start(t, f, m, agent.Convert, t.TempDir())
+	before := m.sum("vda")
+	o, p := f.wipeOrder("wipe-1", id)
+	second := p
+	second.ID = "permit-2"
+	replacement := f.sign(o, second, f.key)
+	var asked []string
+	f.permit = func(id string) int { // called with the lock held
+		asked = append(asked, id)
+		if len(asked) > 1 {
+			return http.StatusOK
+		}
+		if m.sum("vda") != before {
+			t.Error("written before the answer")
+		}
+		f.order = replacement
+		return http.StatusBadGateway
+	}
+	if r := f.result(f.sign(o, p, f.key)); !r.OK {
+		t.Errorf("result = %+v", r)
+	}
+	if len(asked) != 2 || asked[1] != "permit-2" {
+		t.Errorf("asked for %v", asked)
+	}
+	if m.sum("vda") == before {
+		t.Error("not wiped")
 	}
 }
 

@@ -31,6 +31,7 @@ type stateFile struct {
 	Node    inventory.NodeID `json:"node,omitempty"`
 	Session string           `json:"session,omitempty"`
 	Expires time.Time        `json:"expires,omitzero"`
+	Handoff string           `json:"handoff,omitempty"` // digest of the handoff that Session began with
 	Fence   uint64           `json:"fence"`
 	Used    []string         `json:"used,omitempty"` // permits
 	Last    *api.Result      `json:"last,omitempty"`
@@ -124,14 +125,10 @@ func (s *state) raise(fence uint64) (bool, error) {
 	return true, s.save()
 }
 
-// take notes that a permit is being used and tells whether that is the first
-// time. It is on disk before it answers.
-func (s *state) take(permit string) (bool, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if slices.Contains(s.v.Used, permit) {
-		return false, nil
-	}
-	s.v.Used = append(s.v.Used, permit)
-	return true, s.save()
+// used tells whether a permit was used on this machine.
+func (s *state) used(permit string) bool { return slices.Contains(s.get().Used, permit) }
+
+// use notes that a permit is used. It is on disk before the disk is touched.
+func (s *state) use(permit string) error {
+	return s.update(func(v *stateFile) { v.Used = append(slices.Clone(v.Used), permit) })
 }
