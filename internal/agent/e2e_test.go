@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -20,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -381,14 +383,25 @@ func (c *console) String() string {
 	return c.buf.String()
 }
 
-// boot starts a machine that loads the RAM system directly.
-func boot(t *testing.T, ram ramSystem, cmdline string, args ...string) *console {
+// cpuSeconds is the processor time a program has used: it says how long
+// something takes on a machine that does nothing else.
+func cpuSeconds(t *testing.T, c *exec.Cmd) float64 {
 	t.Helper()
-	_, c := bootOnce(t, ram, cmdline, args...)
-	return c
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	user, err1 := strconv.Atoi(f[11])
+	sys, err2 := strconv.Atoi(f[12])
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return float64(user+sys) / 100
 }
 
-func bootOnce(t *testing.T, ram ramSystem, cmdline string, args ...string) (*exec.Cmd, *console) {
+// boot starts a machine that loads the RAM system directly.
+func boot(t *testing.T, ram ramSystem, cmdline string, args ...string) (*exec.Cmd, *console) {
 	t.Helper()
 	c := &console{start: time.Now(), marks: map[string]time.Duration{}}
 	r, w, err := os.Pipe()
@@ -427,7 +440,7 @@ func TestRAMSystemInspects(t *testing.T) {
 
 	disk := hiveDisk(t)
 	before := sum(t, disk)
-	con := boot(t, ram, "smelt.server="+f.srv.URL+" smelt.nonce=c0ffee smelt.mode=inspect BOOTIF=01-52-54-00-77-00-01",
+	qemu, con := boot(t, ram, "smelt.server="+f.srv.URL+" smelt.nonce=c0ffee smelt.mode=inspect BOOTIF=01-52-54-00-77-00-01",
 		"-device", "virtio-net-pci,netdev=n0,mac=52:54:00:77:00:01",
 		"-drive", "id=d0,if=none,format=raw,file="+disk, "-device", "ide-hd,drive=d0,serial=OLD-RIG-1,bus=ide.0",
 		"-device", "pcie-root-port,id=rp1,chassis=1,slot=7,x-speed=2_5,x-width=1", "-device", "secondary-vga,bus=rp1",
@@ -435,7 +448,11 @@ func TestRAMSystemInspects(t *testing.T) {
 		"-smbios", "type=1,manufacturer=Mining Inc.,product=Rig,serial=SYS-1", "-smbios", "type=2,manufacturer=BIOSTAR,product=TB250-BTC,serial=BRD-1",
 	)
 	f.until("enrolment", 60*time.Second, func() bool { return len(f.enrols) > 0 })
-	t.Logf("kernel start to: agent %v, address %v, enrolled %v", con.at("level=INFO msg=smelt-agent"), con.at("msg=address"), time.Since(con.start))
+	cpu := cpuSeconds(t, qemu)
+	t.Logf("power on to: agent %v, address %v, enrolled %v (%.1f s of processor time)", con.at("level=INFO msg=smelt-agent"), con.at("msg=address"), time.Since(con.start), cpu)
+	if cpu > 15 {
+		t.Errorf("%.1f s of processor time until enrolment, want 8 on a quiet machine", cpu)
+	}
 	f.until("inventory", 20*time.Second, func() bool { return len(f.invs) > 0 })
 
 	h := f.invs[0].Hardware
@@ -614,7 +631,7 @@ func TestRAMSystemConverts(t *testing.T) {
 	}
 	cmdline := "smelt.server=" + f.srv.URL + " smelt.nonce=c0ffee smelt.mode=convert BOOTIF=01-52-54-00-77-00-02"
 
-	qemu, _ := bootOnce(t, ram, cmdline, args...)
+	qemu, _ := boot(t, ram, cmdline, args...)
 	f.until("inventory", 90*time.Second, func() bool { return len(f.invs) > 0 })
 	var target inventory.DiskID
 	for _, d := range f.invs[0].Hardware.Disks {
@@ -662,7 +679,7 @@ func TestRAMSystemConverts(t *testing.T) {
 	f.mu.Lock()
 	f.invs = nil
 	f.mu.Unlock()
-	qemu, con := bootOnce(t, ram, cmdline, args...)
+	qemu, con := boot(t, ram, cmdline, args...)
 	f.until("inventory of the second boot", 90*time.Second, func() bool { return len(f.invs) > 0 })
 	r := f.resultIn(imageOrder("image-2"), 2*time.Minute)
 	if !r.OK || r.Evidence["reused"] == "0" || r.Evidence["reused"] == "" {
