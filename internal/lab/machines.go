@@ -37,11 +37,11 @@ func (l *Lab) design(name string) (*vbmc.Machine, error) {
 	var rig int
 	switch name {
 	case "srv-a": // a mining server: BMC, BIOS, two cards, HiveOS on its disk
-		mac, serial, worker, rig = "52:54:00:77:00:0a", "SMELTLAB-A", "hall7-a10", 700110
+		mac, serial, worker, rig = "52:54:00:77:00:0a", "SL24Q70010", "hall7-a10", 700110
 		m.SMBIOS = vbmc.SMBIOS{Vendor: "Supermicro", Product: "SYS-4028GR-TR (simulated)", BoardVendor: "Supermicro", BoardProduct: "X10DRG-O+-CPU"}
 		m.GPUs = []vbmc.GPU{{Slot: 1}, {Slot: 2}}
 	case "srv-b": // a UEFI server behind Redfish, with an empty disk
-		mac, serial = "52:54:00:77:00:0b", "SMELTLAB-B"
+		mac, serial = "52:54:00:77:00:0b", "SL24Q70014"
 		m.UEFI = true
 		m.SMBIOS = vbmc.SMBIOS{Vendor: "ASUSTeK", Product: "ESC4000 G4 (simulated)", BoardVendor: "ASUSTeK", BoardProduct: "Z11PG-D16"}
 		m.GPUs = []vbmc.GPU{{Slot: 1}, {Slot: 2}}
@@ -58,9 +58,9 @@ func (l *Lab) design(name string) (*vbmc.Machine, error) {
 		return nil, err
 	}
 	m.NICs = []vbmc.NIC{{MAC: addr, Tap: tapName(name)}}
-	m.Disks = []vbmc.Disk{{Path: disk, Serial: "LABDISK-" + name}}
+	m.Disks = []vbmc.Disk{{Path: disk, Serial: fmt.Sprintf("LD%X", addr[2:])}}
 	if serial != "" {
-		m.SMBIOS.Serial, m.SMBIOS.BoardSerial, m.SMBIOS.ChassisSerial = serial, serial+"-MB", serial+"-CH"
+		m.SMBIOS.Serial, m.SMBIOS.BoardSerial, m.SMBIOS.ChassisSerial = serial, "MB"+serial, "CH"+serial
 	}
 	if worker == "" {
 		return m, blankDisk(disk)

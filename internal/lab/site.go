@@ -65,7 +65,7 @@ nodes:
     class: mining-server-2x3090
     macs: ["52:54:00:77:00:0a"]
     address: 10.77.1.1
-    serial: SMELTLAB-A
+    serial: SL24Q70010
     circuit: pdu-1
     power: {driver: ipmi, address: "%[6]s:623", user: admin, password: {secret: bmc-srv-a}, cipherSuite: 3}
   - name: srv-b
@@ -73,7 +73,7 @@ nodes:
     class: mining-server-2x3090
     macs: ["52:54:00:77:00:0b"]
     address: 10.77.1.2
-    serial: SMELTLAB-B
+    serial: SL24Q70014
     circuit: pdu-1
     power: {driver: redfish, address: "https://%[7]s", user: admin, password: {secret: bmc-srv-b}}
   - name: rig-c
