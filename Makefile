@@ -15,9 +15,9 @@ build:
 	CGO_ENABLED=1 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/smelt-gpu
 	$(MAKE) --no-print-directory bin/sim/libnvidia-ml.so.1 bin/sim/libcuda.so.1
 
-bin/sim/libnvidia-ml.so.1: burnin/gpu/simlib/nvml.c
+bin/sim/libnvidia-ml.so.1: burnin/gpu/simlib/nvml.c burnin/gpu/simlib/sim.h
 	mkdir -p bin/sim && gcc -O2 -Wall -shared -fPIC -o $@ $< -lm
-bin/sim/libcuda.so.1: burnin/gpu/simlib/cuda.c
+bin/sim/libcuda.so.1: burnin/gpu/simlib/cuda.c burnin/gpu/simlib/sim.h
 	mkdir -p bin/sim && gcc -O2 -Wall -shared -fPIC -o $@ $< -lm
 
 ## demo: the whole conversion in the lab; DEMO_ARGS=--exit ends by itself
