@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"smelt/burnin"
@@ -167,8 +168,28 @@ type ramSystem struct {
 
 // loaders are the first programs that firmware loads, from Debian's package ipxe.
 var loaders = map[string]string{
-	"undionly.kpxe": "/usr/lib/ipxe/undionly.kpxe",
-	"snponly.efi":   "/usr/lib/ipxe/snponly.efi",
+	pxe.LoaderBIOS: "/usr/lib/ipxe/undionly.kpxe",
+	pxe.LoaderUEFI: "/usr/lib/ipxe/snponly.efi",
+}
+
+// localLoader starts a UEFI machine's own disk: OVMF that is only told to go on
+// tries IPv6 and HTTP for minutes before it comes to the disk.
+const localLoader = `search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI
+chainloader /EFI/BOOT/BOOTX64.EFI
+boot
+`
+
+func makeLocalLoader(ctx context.Context, dir string) (string, error) {
+	conf, out := filepath.Join(dir, "local.cfg"), filepath.Join(dir, pxe.LoaderLocal)
+	if err := os.WriteFile(conf, []byte(localLoader), 0o644); err != nil {
+		return "", err
+	}
+	said, err := exec.CommandContext(ctx, "grub-mkimage", "-O", "x86_64-efi", "-p", "/", "-c", conf, "-o", out,
+		"search", "search_fs_file", "chain", "boot", "part_gpt", "part_msdos", "fat").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("make %s with grub-mkimage (Debian's packages grub-common and grub-efi-amd64-bin): %w: %s", pxe.LoaderLocal, err, said)
+	}
+	return out, nil
 }
 
 // makeRAMSystem packs Debian's kernel, its modules, and the agent with what it
@@ -206,6 +227,13 @@ func makeRAMSystem(ctx context.Context, c ramConfig) (ramSystem, error) {
 		if err := files.AddFile(name, path); err != nil {
 			return ramSystem{}, err
 		}
+	}
+	local, err := makeLocalLoader(ctx, c.Dir)
+	if err != nil {
+		return ramSystem{}, err
+	}
+	if err := files.AddFile(pxe.LoaderLocal, local); err != nil {
+		return ramSystem{}, err
 	}
 	for name, path := range loaders {
 		if err := files.AddFile(name, path); err != nil {
