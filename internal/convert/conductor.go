@@ -521,7 +521,12 @@ func (c *Conductor) Live(node inventory.NodeID) Live {
 
 // Progress notes how far an order is. It is kept in memory only.
 func (c *Conductor) Progress(a store.Agent, order string, done float64, doing string, rate float64) {
-	c.seen(a.Node, func(l *Live) { l.Order, l.Done, l.Doing, l.Rate = order, done, doing, rate })
+	c.seen(a.Node, func(l *Live) {
+		if order == l.finished { // it was overtaken by the result
+			return
+		}
+		l.Order, l.Done, l.Doing, l.Rate = order, done, doing, rate
+	})
 }
 
 func (c *Conductor) seen(node inventory.NodeID, set func(*Live)) {

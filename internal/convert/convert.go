@@ -166,4 +166,6 @@ type Live struct {
 	LastSeen time.Time
 	Mode     string // of the agent: inspect, convert, installed
 	Addr     string
+
+	finished string // the last order that ended
 }

@@ -375,7 +375,7 @@ func (c *Conductor) Inspected(ctx context.Context, a store.Agent, i Inspection) 
 
 // Finished stores the result of an order; repeating it changes nothing.
 func (c *Conductor) Finished(ctx context.Context, a store.Agent, r Result) error {
-	c.seen(a.Node, func(l *Live) { l.Order, l.Done, l.Doing, l.Rate = "", 0, "", 0 })
+	c.seen(a.Node, func(l *Live) { l.Order, l.Done, l.Doing, l.Rate, l.finished = "", 0, "", 0, r.Order })
 	rep := reported{Result: r, Fence: a.Fence, Mode: mode(a)}
 	if r.Report != nil {
 		var b bytes.Buffer

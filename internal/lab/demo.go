@@ -137,30 +137,39 @@ func (l *Lab) tell(view *view, v api.NodeView) {
 	}
 }
 
-// Cluster shows that the nodes really joined: sinfo must list them idle and
-// srun must run a job on one.
+// Cluster shows that the nodes really joined: sinfo must list them idle (a node
+// still cleans up after its proof job for some seconds) and srun must run a job
+// on one.
 func (l *Lab) Cluster(ctx context.Context) error {
-	out, err := l.run(l.slurm, "sinfo", "--Node", "--format=%N %T %c %m %E")
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(l.opts.Out, "\n$ sinfo\n%s", out)
 	var nodes []string
 	for id, w := range want {
-		if w != inventory.InService {
-			continue
+		if w == inventory.InService {
+			nodes = append(nodes, string(id))
 		}
-		if !slices.ContainsFunc(strings.Split(out, "\n"), func(line string) bool {
-			f := strings.Fields(line)
-			return len(f) >= 2 && f[0] == string(id) && f[1] == "idle"
-		}) {
-			return fmt.Errorf("slurm does not show %s idle", id)
-		}
-		nodes = append(nodes, string(id))
 	}
+	var out string
+	for deadline := time.Now().Add(time.Minute); ; {
+		var err error
+		if out, err = l.run(l.slurm, "sinfo", "--Node", "--format=%N %T %c %m %E"); err != nil {
+			return err
+		}
+		busy := slices.IndexFunc(nodes, func(n string) bool { return !idle(out, n) })
+		if busy < 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("slurm does not show %s idle:\n%s", nodes[busy], out)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+	fmt.Fprintf(l.opts.Out, "\n$ sinfo\n%s", out)
 	slices.Sort(nodes)
 	argv := []string{"srun", "--nodelist=" + nodes[0], "--nodes=1", "--time=1", "--immediate=60", "hostname"}
-	out, err = l.run(l.slurm, argv...)
+	out, err := l.run(l.slurm, argv...)
 	if err != nil {
 		return err
 	}
@@ -169,6 +178,16 @@ func (l *Lab) Cluster(ctx context.Context) error {
 		return fmt.Errorf("the job on %s printed %q", nodes[0], out)
 	}
 	return nil
+}
+
+// idle tells whether sinfo lists the node as idle.
+func idle(sinfo, node string) bool {
+	for line := range strings.Lines(sinfo) {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == node && f[1] == "idle" {
+			return true
+		}
+	}
+	return false
 }
 
 // Summary prints, for each machine, the time in each state, its reports and

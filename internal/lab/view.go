@@ -81,11 +81,14 @@ func (v *view) show(n api.NodeView) {
 				})))
 		}
 	}
-	doing := n.Node.Note
-	if n.Progress != nil && n.Progress.Doing != "" {
+	ended := n.Node.State == want[id]
+	doing := ""
+	switch {
+	case n.Progress != nil && n.Progress.Doing != "":
 		doing = fmt.Sprintf("%s %3.0f%%", n.Progress.Doing, 100*n.Progress.Done)
-	}
-	if doing == "" && n.Node.State != inventory.InService {
+	case !ended && n.WaitsFor == n.Node.Note: // already says what is done, not what is awaited
+		doing = n.Node.Note
+	case !ended:
 		doing = "waits for " + n.WaitsFor
 	}
 	r.text = fmt.Sprintf("%-12s %s", n.Node.State, doing)
@@ -93,7 +96,7 @@ func (v *view) show(n api.NodeView) {
 		r.bar.SetCurrent(int64(1000 * share(n)))
 		return
 	}
-	if state := n.Node.State.String(); state != r.last || time.Since(r.shown) >= 10*time.Second {
+	if state := n.Node.State.String(); state != r.last || !ended && time.Since(r.shown) >= 10*time.Second {
 		r.last, r.shown = state, time.Now()
 		fmt.Fprintf(v.out, "%6.1fs  %-6s %s\n", time.Since(v.start).Seconds(), id, r.text)
 	}

@@ -78,7 +78,7 @@ func (s *Server) nodeView(n inventory.Node, now time.Time) api.NodeView {
 	waits := n.Waits()
 	v := api.NodeView{APIVersion: api.Version, Kind: "Node", Node: n, WaitsFor: waits.For, WaitsOn: waits.Actor, Stuck: n.Stuck(now), Simulated: simulated(n)}
 	if n.Note != "" {
-		v.WaitsFor = n.Note
+		v.WaitsFor = strings.TrimPrefix(n.Note, "waits for ")
 	}
 	if n.Hold != nil {
 		v.WaitsFor, v.WaitsOn = "the hold to be lifted: "+n.Hold.Reason, n.Hold.Owner
