@@ -58,7 +58,6 @@ type parser struct {
 	decoder
 	known Known
 	site  *Site
-	fixed []rawNode // nodes with an address, to hold against the pools
 }
 
 var word = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)

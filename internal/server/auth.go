@@ -65,12 +65,14 @@ func hash(token string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+const tokenPrefix = "smelt_"
+
 // NewToken makes a credential: 256 random bits with a prefix that secret
 // scanners can find.
 func NewToken() string {
 	var b [32]byte
 	rand.Read(b[:]) // never fails (crypto/rand)
-	return "smelt_" + base64.RawURLEncoding.EncodeToString(b[:])
+	return tokenPrefix + base64.RawURLEncoding.EncodeToString(b[:])
 }
 
 // FirstToken makes an operator's token when the store has none, writes it to
@@ -83,33 +85,49 @@ func FirstToken(ctx context.Context, st *store.Store, path string) (string, erro
 	if len(tokens) > 0 {
 		return "", nil
 	}
-	token := NewToken()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", fmt.Errorf("first token: %w", err)
 	}
 	// The file first: a token in the store that nobody knows would lock
-	// everybody out.
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("first token: %s exists but the store knows no token: remove the file and start again", path)
-	}
+	// everybody out. Whoever died between the two finds the file and goes on.
+	token, err := firstFile(path)
 	if err != nil {
 		return "", fmt.Errorf("first token: %w", err)
 	}
-	if _, err = f.WriteString(token + "\n"); err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = st.PutToken(ctx, store.Token{Hash: hash(token), Name: "first", Role: Operator.String(), Created: time.Now()})
-	}
-	if err != nil {
-		os.Remove(path)
+	if err := st.PutToken(ctx, store.Token{Hash: hash(token), Name: "first", Role: Operator.String(), Created: time.Now()}); err != nil {
 		return "", fmt.Errorf("first token: %w", err)
 	}
 	return token, nil
+}
+
+// firstFile makes the file of the first token, or reads one that is there.
+func firstFile(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		fi, err := os.Stat(path)
+		token := strings.TrimSpace(string(b))
+		if err != nil || fi.Mode().Perm() != 0o600 || len(token) != len(NewToken()) || !strings.HasPrefix(token, tokenPrefix) {
+			return "", fmt.Errorf("%s is there and is no private token file, but the store knows no token: remove it and start again", path)
+		}
+		return token, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	token := NewToken()
+	f, err := os.CreateTemp(filepath.Dir(path), ".token-*") // mode 0600
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.WriteString(token + "\n"); err != nil {
+		return "", err
+	}
+	if err := f.Sync(); err != nil {
+		return "", err
+	}
+	return token, os.Rename(f.Name(), path)
 }
 
 // AddToken makes a token for somebody and returns it once.

@@ -43,15 +43,6 @@ var verbs = []verb{
 	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
 }
 
-func verbOf(name string) (verb, bool) {
-	for _, v := range verbs {
-		if v.name == name {
-			return v, true
-		}
-	}
-	return verb{}, false
-}
-
 func (s *Server) routes() []route {
 	in, out := reflect.TypeFor[api.Action](), reflect.TypeFor[api.ActionResult]()
 	rs := []route{

@@ -598,6 +598,28 @@ func TestFirstToken(t *testing.T) {
 	if again, err := FirstToken(ctx, st, path); err != nil || again != "" {
 		t.Errorf("the second time: %q, %v", again, err)
 	}
+
+	// Killed after the file and before the store: the next start takes the file's.
+	st2, err := store.Open(ctx, "sqlite:"+filepath.Join(t.TempDir(), "s.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st2.Close()
+	if again, err := FirstToken(ctx, st2, path); err != nil || again != token {
+		t.Errorf("after a crash: %q, %v", again, err)
+	}
+	// A file that others could read, or that is no token, is not believed.
+	st3, err := store.Open(ctx, "sqlite:"+filepath.Join(t.TempDir(), "s.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st3.Close()
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := FirstToken(ctx, st3, path); err == nil {
+		t.Errorf("a public token file gave %q", again)
+	}
 }
 
 func TestAgent(t *testing.T) {
