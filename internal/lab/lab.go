@@ -19,10 +19,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"smelt/internal/api"
+	"smelt/internal/vbmc"
 )
 
 // Options say where a lab lives and what it runs.
@@ -41,10 +43,12 @@ type Lab struct {
 	opts     Options
 	space    *space
 	machines []*machine
+	ipmi     *vbmc.IPMI // of srv-a, for its counters
 	procs    []*process
 	closers  []func()
 	slurm    map[string]string // environment of Slurm's tools
 	client   *api.Client
+	once     sync.Once
 	sockets  string // short temporary folder: unix socket paths have 108 bytes
 }
 
@@ -177,8 +181,11 @@ func clearRun(o Options) error {
 	return nil
 }
 
-// Close ends every process of the lab and leaves nothing behind but files.
-func (l *Lab) Close() {
+// Close ends every process of the lab and leaves nothing behind but files. It
+// may be called again.
+func (l *Lab) Close() { l.once.Do(l.end) }
+
+func (l *Lab) end() {
 	for _, m := range l.machines {
 		m.close()
 	}

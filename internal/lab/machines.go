@@ -89,6 +89,7 @@ func (l *Lab) startMachines(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.ipmi = ipmi
 	l.add("srv-a", hw["srv-a"], hw["srv-a"].PowerOn, func() { ipmi.Close() })
 
 	tcp, err := l.space.listen(redfishAddr + ":443")
