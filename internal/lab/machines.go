@@ -45,10 +45,10 @@ func (l *Lab) design(name string) (*vbmc.Machine, error) {
 		m.UEFI = true
 		m.SMBIOS = vbmc.SMBIOS{Vendor: "ASUSTeK", Product: "ESC4000 G4 (simulated)", BoardVendor: "ASUSTeK", BoardProduct: "Z11PG-D16"}
 		m.GPUs = []vbmc.GPU{{Slot: 1}, {Slot: 2}}
-	case "rig-c": // a rig on a mining board: no BMC, no serials, one card in a slot with one lane
+	case "rig-c": // a rig on a desktop board: no BMC, no serials, one card in a slot with one lane
 		mac, serial, worker, rig = "52:54:00:77:00:0c", "", "rig042", 700142
 		m.SMBIOS = vbmc.SMBIOS{Vendor: "To Be Filled By O.E.M.", Product: "To Be Filled By O.E.M.", Serial: "To Be Filled By O.E.M.",
-			BoardVendor: "ASRock", BoardProduct: "H110 Pro BTC+", BoardSerial: "To Be Filled By O.E.M."}
+			BoardVendor: "MSI", BoardProduct: "Z270-A PRO (MS-7A71)", BoardSerial: "To Be Filled By O.E.M."}
 		m.GPUs = []vbmc.GPU{{Slot: 1, Speed: "2_5", Width: 1}, {Slot: 2}}
 	default:
 		return nil, fmt.Errorf("the lab has no machine %s", name)
