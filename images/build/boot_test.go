@@ -238,10 +238,10 @@ func TestHookCannotEscape(t *testing.T) {
 	if err := os.Chmod(work, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	b := &builder{cache: work, recipe: Recipe{
+	b := &builder{Options{Cache: work, Recipe: Recipe{
 		Name: "x", Suite: "bookworm", Sources: DefaultSources, Packages: []string{"dash"}, path: "r.yaml",
 		Run: []string{"echo inside >" + escape, "exit 0"},
-	}}
+	}}}
 	if err := b.mmdebstrap(t.Context(), work); err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestHookCannotEscape(t *testing.T) {
 	if !exists(filepath.Join(work, "root", escape)) {
 		t.Error("the recipe's command did not run inside")
 	}
-	b.recipe.Run = []string{"exit 3"}
+	b.Recipe.Run = []string{"exit 3"}
 	work = t.TempDir()
 	if err := b.mmdebstrap(t.Context(), work); err == nil {
 		t.Error("a failed command is no error")

@@ -25,7 +25,7 @@ type Extra struct {
 	Mode os.FileMode
 }
 
-// Options of Build. All are needed but Progress.
+// Options of Build. All are needed but Extra and Progress.
 type Options struct {
 	Recipe   Recipe
 	Extra    []Extra
@@ -53,11 +53,8 @@ type Info struct {
 	Elapsed    time.Duration
 }
 
-type builder struct {
-	Options
-	recipe Recipe
-	cache  string
-}
+// builder is one build; its Cache is absolute.
+type builder struct{ Options }
 
 // Build returns the image of a recipe, making what the cache lacks. Two builds
 // of one key at the same time are one build.
@@ -79,18 +76,17 @@ func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	if err != nil {
 		return images.Digest{}, Info{}, err
 	}
-	cache, err := filepath.Abs(o.Cache)
-	if err != nil {
+	if o.Cache, err = filepath.Abs(o.Cache); err != nil {
 		return images.Digest{}, Info{}, err
 	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
+	if err := os.MkdirAll(o.Cache, 0o755); err != nil {
 		return images.Digest{}, Info{}, err
 	}
-	b := &builder{o, o.Recipe, cache}
+	b := &builder{o}
 	if d, info, ok := b.built(key); ok {
 		return d, info, nil
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, "build.lock"))
+	unlock, err := lock(ctx, filepath.Join(o.Cache, "build.lock"))
 	if err != nil {
 		return images.Digest{}, Info{}, err
 	}
@@ -138,7 +134,7 @@ func fileDigest(path string) (images.Digest, error) {
 	return images.Digest(h.Sum(nil)), nil
 }
 
-func (b *builder) record(key string) string { return filepath.Join(b.cache, "built", key) }
+func (b *builder) record(key string) string { return filepath.Join(b.Cache, "built", key) }
 
 // built finds the image of a key in the store, and signs it again when the
 // site's key is another one than then.
@@ -179,12 +175,12 @@ func (b *builder) built(key string) (images.Digest, Info, bool) {
 
 func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, error) {
 	fail := func(err error) (images.Digest, Info, error) { return images.Digest{}, Info{}, err }
-	cached := exists(filepath.Join(b.cache, "rootfs", b.recipe.packagesKey(), "complete"))
+	cached := exists(filepath.Join(b.Cache, "rootfs", b.Recipe.packagesKey(), "complete"))
 	tree, err := b.packages(ctx)
 	if err != nil {
 		return fail(err)
 	}
-	work, err := os.MkdirTemp(b.cache, "disk-*")
+	work, err := os.MkdirTemp(b.Cache, "disk-*")
 	if err != nil {
 		return fail(err)
 	}
@@ -218,7 +214,7 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 	defer f.Close()
 	b.tell("compress", 0, "compressing and signing")
 	d, err := b.Out.Add(ctx, images.Manifest{
-		Name: b.recipe.Name, Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
+		Name: b.Recipe.Name, Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
 	}, f, size, b.Key, func(done int64) { b.tell("compress", float64(done)/float64(size), "compressing and signing") })
 	if err != nil {
 		return fail(err)
@@ -283,7 +279,7 @@ func (b *builder) overlay(root, kernel string, id ids) error {
 	}
 	for _, f := range []File{
 		{"/etc/fstab", 0o644, fmt.Sprintf("UUID=%s / ext4 defaults,noatime 0 1\n", id.root)},
-		{"/boot/grub/grub.cfg", 0o644, grubConfig(kernel, b.recipe.Cmdline, id.root)},
+		{"/boot/grub/grub.cfg", 0o644, grubConfig(kernel, b.Recipe.Cmdline, id.root)},
 	} {
 		if err := put(f.Path, f.Mode, strings.NewReader(f.Content)); err != nil {
 			return err

@@ -24,7 +24,7 @@ const (
 	rootAt   = espAt + espSize
 )
 
-// grubFolders are where Debian's grub-pc-bin and grub-efi-amd64-bin put theirs.
+// grubFolder is where Debian's grub-pc-bin and grub-efi-amd64-bin put theirs.
 const grubFolder = "/usr/lib/grub"
 
 // grubModules are all that grub.cfg needs, built in: nothing is loaded from
@@ -65,7 +65,7 @@ func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) 
 		return 0, err
 	}
 	const journal = 64 // MiB: for the disk it grows on, and zeros cost nothing
-	fs := (data + data/20 + 512*files + journal*mib + b.recipe.Free + 4*mib - 1) &^ (4*mib - 1)
+	fs := (data + data/20 + 512*files + journal*mib + b.Recipe.Free + 4*mib - 1) &^ (4*mib - 1)
 	disk := rootAt + fs + mib // the backup table is in the last MiB
 
 	d, err := os.Create(out)

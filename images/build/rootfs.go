@@ -16,7 +16,7 @@ import (
 // packages returns the folder that holds the tree of the recipe's packages,
 // files and commands, building it when the cache has none.
 func (b *builder) packages(ctx context.Context) (string, error) {
-	dir := filepath.Join(b.cache, "rootfs", b.recipe.packagesKey())
+	dir := filepath.Join(b.Cache, "rootfs", b.Recipe.packagesKey())
 	root := filepath.Join(dir, "root")
 	complete := filepath.Join(dir, "complete")
 	if exists(complete) {
@@ -29,7 +29,7 @@ func (b *builder) packages(ctx context.Context) (string, error) {
 		return "", err
 	}
 	// Named like no finished one, on the same filesystem.
-	work, err := os.MkdirTemp(b.cache, "rootfs-*")
+	work, err := os.MkdirTemp(b.Cache, "rootfs-*")
 	if err != nil {
 		return "", err
 	}
@@ -40,7 +40,7 @@ func (b *builder) packages(ctx context.Context) (string, error) {
 	if err := b.mmdebstrap(ctx, work); err != nil {
 		return "", err
 	}
-	if err := clean(filepath.Join(work, "root"), b.recipe.Remove); err != nil {
+	if err := clean(filepath.Join(work, "root"), b.Recipe.Remove); err != nil {
 		return "", err
 	}
 	if err := os.RemoveAll(dir); err != nil { // half of one
@@ -55,7 +55,7 @@ func (b *builder) packages(ctx context.Context) (string, error) {
 	if err := os.WriteFile(complete, nil, 0o644); err != nil {
 		return "", err
 	}
-	return root, prune(filepath.Join(b.cache, "rootfs"), keepTrees)
+	return root, prune(filepath.Join(b.Cache, "rootfs"), keepTrees)
 }
 
 // keepTrees is how many trees of packages, some 400 MB each, stay in the cache.
@@ -89,36 +89,36 @@ var noPackage = regexp.MustCompile(`(?m)^E: (?:Unable to locate package (\S+)|Pa
 // checkPackages finds a wrong name in two seconds instead of a minute, and
 // says where it stands.
 func (b *builder) checkPackages(ctx context.Context) error {
-	unlock, err := lock(ctx, filepath.Join(b.cache, "apt.lock"))
+	unlock, err := lock(ctx, filepath.Join(b.Cache, "apt.lock"))
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	a, err := openApt(ctx, b.cache, b.recipe.Sources)
+	a, err := openApt(ctx, b.Cache, b.Recipe.Sources)
 	if err != nil {
 		return err
 	}
 	if err := a.update(ctx); err != nil {
 		return err
 	}
-	out, err := a.command("apt-get", append([]string{"-q", "-s", "install"}, b.recipe.Packages...)...).run(ctx)
+	out, err := a.command("apt-get", append([]string{"-q", "-s", "install"}, b.Recipe.Packages...)...).run(ctx)
 	if err == nil {
 		return nil
 	}
 	var wrong []error
 	for _, m := range noPackage.FindAllStringSubmatch(out, -1) {
 		p := m[1] + m[2]
-		wrong = append(wrong, fmt.Errorf("%s:%d: there is no package %s in %s", b.recipe.path, b.recipe.lines[p], p, b.recipe.Suite))
+		wrong = append(wrong, fmt.Errorf("%s:%d: there is no package %s in %s", b.Recipe.path, b.Recipe.lines[p], p, b.Recipe.Suite))
 	}
 	if len(wrong) > 0 {
 		return errors.Join(wrong...)
 	}
-	return fmt.Errorf("%s: packages do not fit together: %w", b.recipe.path, err)
+	return fmt.Errorf("%s: packages do not fit together: %w", b.Recipe.path, err)
 }
 
 // mmdebstrap makes work/root. Everything it writes is under work.
 func (b *builder) mmdebstrap(ctx context.Context, work string) error {
-	r := b.recipe
+	r := b.Recipe
 	acquire, err := hostAcquire(ctx)
 	if err != nil {
 		return err

@@ -28,7 +28,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type site struct {
 	raw   []byte
 	m     images.Manifest
-	url   string
 	fetch Fetch
 	base  string
 	key   ed25519.PublicKey
