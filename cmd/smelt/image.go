@@ -34,7 +34,7 @@ func newImageBuild(state *string) *cobra.Command {
 store under the recipe's name. It needs root and a Debian host; the host stays
 read-only to everything the recipe runs. What did not change is not built again.`,
 		Example: "  sudo smelt image build images/recipes/debian-12-lab.yaml",
-		Args:    exactly("RECIPE or IMAGE"),
+		Args:    exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			recipe, err := build.ParseRecipe(args[0])
 			if err != nil {
@@ -122,7 +122,7 @@ func newImageVerify(state *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify IMAGE",
 		Short: "Verify an image's signature and every chunk of it",
-		Args:  exactly("RECIPE or IMAGE"),
+		Args:  exactly("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			st, err := images.OpenStore(filepath.Join(*state, "images"))
 			if err != nil {
