@@ -169,7 +169,7 @@ func (l *Lab) Cluster(ctx context.Context) error {
 	}
 	fmt.Fprintf(l.opts.Out, "\n$ sinfo\n%s", out)
 	slices.Sort(nodes)
-	argv := []string{"srun", "--nodelist=" + nodes[0], "--nodes=1", "--time=1", "--immediate=60", "hostname"}
+	argv := []string{"srun", "--nodelist=" + nodes[0], "--nodes=1", "--time=1", "--immediate=60", "--chdir=/tmp", "hostname"}
 	out, err := l.run(l.slurm, argv...)
 	if err != nil {
 		return err
