@@ -13,7 +13,9 @@ import (
 )
 
 func newBurnin(o *options) *cobra.Command {
-	return group("burnin", "Burn-in reports", newBurninReport(o))
+	run := nodeVerb(o, "reverify", "Burn in a node in service again; the cluster gives it no work meanwhile", "is re-verified", false, false)
+	run.Use = "run NODE"
+	return group("burnin", "Burn-in runs and reports", run, newBurninReport(o))
 }
 
 func newBurninReport(o *options) *cobra.Command {

@@ -11,7 +11,8 @@ import (
 )
 
 func newJoin(o *options) *cobra.Command {
-	return group("join", "Nodes and the cluster", newJoinStatus(o))
+	return group("join", "Nodes and the cluster", newJoinStatus(o),
+		nodeVerb(o, "leave", "Take a node out of the cluster once its jobs have ended", "leaves the cluster", false, true))
 }
 
 func newJoinStatus(o *options) *cobra.Command {

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
-	"strings"
 
 	"smelt/images/disk"
 	"smelt/internal/api"
@@ -233,17 +231,17 @@ func (a *Agent) open(disks []inventory.Disk) (func(), error) {
 	return shut, nil
 }
 
-// causeOfWrite is the word for what went wrong while an image was written from
-// base: it decides whether a person looks at a cable or at a disk.
-func causeOfWrite(err error, base string) string {
-	var onTheWay *url.Error
+// causeOfDisk is the word for what went wrong on a disk or on the way to it.
+func causeOfDisk(err error) string {
 	switch {
 	case errors.Is(err, disk.ErrCorrupt):
 		return "verify"
-	case errors.Is(err, disk.ErrReadBack), errors.Is(err, disk.ErrShort):
+	case errors.Is(err, disk.ErrReadBack), errors.Is(err, disk.ErrShort), errors.Is(err, disk.ErrWeaker):
 		return "disk"
-	case errors.As(err, &onTheWay), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), base):
-		return "network"
 	}
-	return "disk"
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return "disk"
+	}
+	return "network"
 }

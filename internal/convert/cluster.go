@@ -9,9 +9,11 @@ import (
 	"smelt/inventory"
 )
 
+// How long the cluster is left alone: between two looks, and after an error or
+// while others hold the node.
 const (
 	clusterPoll  = 2 * time.Second
-	clusterPause = 10 * time.Second // after an error, or while others hold the node
+	clusterPause = 10 * time.Second
 )
 
 // joining brings a node that passed into the cluster: known and held before
@@ -52,6 +54,9 @@ func (t *turn) pausing() time.Duration {
 }
 
 func (t *turn) pause(d time.Duration) {
+	if t.testOnlyPause > 0 {
+		d = t.testOnlyPause
+	}
 	t.mu.Lock()
 	t.asked[t.n.ID] = t.at.Add(d)
 	t.mu.Unlock()
@@ -73,7 +78,7 @@ func (t *turn) prepare() error {
 				return nil
 			}
 			if err != nil {
-				t.note("%s: %v", d, err)
+				t.noteBy(theCluster, "%s: %v", d, err)
 				t.pause(clusterPause)
 				return nil
 			}
@@ -82,6 +87,81 @@ func (t *turn) prepare() error {
 		}
 	})
 	return nil
+}
+
+// drain takes work away from the node in the cluster, once what runs there has
+// ended, and then calls done.
+func (t *turn) drain(reason string, done func(*turn)) {
+	d, id, since := t.Join, t.n.ID, t.n.Since
+	t.start("drain", func(ctx context.Context) func(*turn) error {
+		err := d.Hold(ctx, id, reason)
+		var s join.Standing
+		if err == nil {
+			s, err = d.Observe(ctx, id)
+		}
+		return func(t *turn) error {
+			switch {
+			case !t.n.Since.Equal(since):
+			case err != nil:
+				t.noteBy(theCluster, "%s: %v", d, err)
+				t.pause(clusterPause)
+			case s.Busy:
+				t.noteBy(theCluster, "waits for its jobs to end (%s)", s.Detail)
+				t.pause(clusterPause)
+			default:
+				done(t)
+			}
+			return nil
+		}
+	})
+}
+
+// leaving takes the node out of the cluster, once what runs there has ended.
+func (t *turn) leaving() error {
+	h, err := t.here()
+	if err != nil {
+		return err
+	}
+	to := inventory.Inspected
+	if h.evidence("then") == inventory.Retired.String() || t.n.Hardware == nil {
+		to = inventory.Retired
+	}
+	if t.Join == nil {
+		t.move(to, "this site has no cluster to leave", nil)
+		return nil
+	}
+	if t.busy() {
+		return nil
+	}
+	if wait := t.pausing(); wait > 0 {
+		t.again(wait)
+		return nil
+	}
+	if h.mark(markPrepared) == nil {
+		t.drain("leaving", func(t *turn) { t.setMark(markPrepared, "the cluster gives it no work", nil) })
+		return nil
+	}
+	t.remove(func(t *turn) { t.move(to, t.Join.String()+" has let it go", nil) })
+	return nil
+}
+
+// remove takes the node out of the cluster's books and then calls done.
+func (t *turn) remove(done func(*turn)) {
+	d, id, since := t.Join, t.n.ID, t.n.Since
+	t.start("remove", func(ctx context.Context) func(*turn) error {
+		err := d.Remove(ctx, id)
+		return func(t *turn) error {
+			switch {
+			case !t.n.Since.Equal(since):
+			case err != nil:
+				t.noteBy(theCluster, "%s: %v", d, err)
+				t.pause(clusterPause)
+			default:
+				done(t)
+			}
+			return nil
+		}
+	})
 }
 
 // admit goes once through what is left of joining. Each call is idempotent: an
@@ -97,7 +177,7 @@ func (t *turn) admit() {
 				return nil
 			}
 			if why != "" {
-				t.note("%s", why)
+				t.noteBy(theCluster, "%s", why)
 				t.pause(pause)
 				return nil
 			}

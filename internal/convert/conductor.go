@@ -48,6 +48,7 @@ type Conductor struct {
 	// testOnlyBoundary is called at every point where the process may die with
 	// something half done; tests make it die there.
 	testOnlyBoundary func(node inventory.NodeID, what string)
+	testOnlyPause    time.Duration // instead of clusterPoll and clusterPause
 
 	mu       sync.Mutex
 	restored bool

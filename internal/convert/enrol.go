@@ -98,6 +98,7 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 		if err := t.commit(); err != nil {
 			return Session{}, err
 		}
+		c.poke(n.ID, c.Now()) // its new state may have something to do
 	}
 
 	// The responsibility is this agent's now: every other session of the node ends.

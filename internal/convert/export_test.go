@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"time"
 
 	"smelt/inventory"
 )
@@ -9,6 +10,9 @@ import (
 // OnBoundary calls f at every point where the process may die with something
 // half done.
 func (c *Conductor) OnBoundary(f func(node inventory.NodeID, what string)) { c.testOnlyBoundary = f }
+
+// PauseCluster is how long the cluster is left alone.
+func (c *Conductor) PauseCluster(d time.Duration) { c.testOnlyPause = d }
 
 // BootMode is what a node would boot.
 func (c *Conductor) BootMode(n inventory.Node) (string, error) {

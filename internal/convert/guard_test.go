@@ -197,7 +197,7 @@ func TestRenew(t *testing.T) {
 }
 
 func TestInstalledSystem(t *testing.T) {
-	h := newHall(t, layout{Nodes: 2, Dead: true})
+	h := newHallWith(t, layout{Nodes: 2, Dead: true}, func(c *convert.Conductor, _ *store.Store) { c.PauseCluster(20 * time.Millisecond) })
 	for i, image := range []string{"right", "wrong"} {
 		a := h.wiping(i)
 		a.written("wipe")
@@ -286,6 +286,35 @@ func burn(t *testing.T, h *hall, d *hand) {
 	if s, _ := h.cluster.Observe(t.Context(), d.id); !strings.Contains(s.Detail, "Anna") {
 		t.Errorf("the foreign hold became %q", s.Detail)
 	}
+	h.cluster.HoldForeign(d.id, "")
+	h.reach(d.id, inventory.InService)
+
+	// A member of the cluster proves itself again, held meanwhile.
+	for _, verb := range []string{"retire", "approve", "reinspect", "reject"} {
+		if err := h.do(d.id, verb, nil); err == nil {
+			t.Errorf("%s of a node in service was carried out", verb)
+		}
+	}
+	h.must(d.id, "reverify", nil)
+	third := d.ordered("burnin")
+	if s, _ := h.cluster.Observe(t.Context(), d.id); !s.HeldByUs || s.Ready {
+		t.Errorf("during re-verification the cluster says %+v", s)
+	}
+	d.finish(third, convert.Result{OK: true, Report: report(third, burnin.Pass)})
+	if n := h.reach(d.id, inventory.InService); n.Passed.Report != third.Report {
+		t.Errorf("in service with report %s, want %s", n.Passed.Report, third.Report)
+	}
+
+	// And leaves it: only then may its disks be touched again.
+	h.must(d.id, "leave", nil)
+	if n := h.reach(d.id, inventory.Inspected); n.Joined {
+		t.Error("it left and is still a member")
+	}
+	if s, _ := h.cluster.Observe(t.Context(), d.id); s.Known {
+		t.Errorf("it left and the cluster says %+v", s)
+	}
+	h.must(d.id, "retire", nil)
+	h.reach(d.id, inventory.Retired)
 }
 
 func TestPowerThatFails(t *testing.T) {
@@ -309,6 +338,22 @@ func TestPowerThatFails(t *testing.T) {
 	h.must(nodeID(0), "task-done", map[string]string{"task": n.Failure.Tasks[0]})
 	h.installer(0).written("wipe")
 	h.reach(nodeID(0), inventory.Imaging)
+}
+
+func TestPowerCut(t *testing.T) {
+	h := newHallWith(t, layout{Nodes: 1, Dead: true}, func(c *convert.Conductor, _ *store.Store) { c.PauseCluster(100 * time.Millisecond) })
+	a := h.wiping(0)
+	m := h.machines[a.id]
+	if on, _ := m.State(t.Context()); !on {
+		t.Fatal("it was never switched on")
+	}
+	_ = m.PowerOff(t.Context()) // the hall is dark, and nobody told the server
+	h.until(a.id, "is switched on again", func(inventory.Node) bool {
+		on, _ := m.State(t.Context())
+		return on
+	})
+	h.installer(0).written("wipe")
+	h.reach(a.id, inventory.Imaging)
 }
 
 func TestBlastRadiusAndBudget(t *testing.T) {

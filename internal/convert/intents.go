@@ -169,15 +169,16 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 			return act(inventory.Event{Kind: inventory.KindMoved, To: inventory.Inspected, Reason: reason})
 		}
 		return act(inventory.Event{Kind: inventory.KindMoved, To: inventory.Rejected, Reason: reason})
+	case "leave", "reverify":
+		return t.takeOut(i, reason, act)
 	case "retire":
+		if t.n.Joined && t.Join != nil {
+			return t.retireMember(i, reason)
+		}
 		if err := t.close(anyTask, i.Actor, "retired"); err != nil {
 			return false, err
 		}
-		t.after = append(t.after, func() {
-			if err := t.Store.EndAgents(t.ctx, t.n.ID); err != nil {
-				t.Log.Error("sessions of a retired node not ended", "node", t.n.ID, "err", err)
-			}
-		})
+		t.after = append(t.after, t.endAgents)
 		return act(inventory.Event{Kind: inventory.KindMoved, To: inventory.Retired, Reason: reason})
 	case "hold":
 		owner, by, _ := cut(i.Actor)
@@ -204,6 +205,55 @@ func cut(actor string) (kind, name string, ok bool) {
 		}
 	}
 	return actor, "", false
+}
+
+// endAgents ends the sessions of a retired node.
+func (t *turn) endAgents() {
+	if err := t.Store.EndAgents(t.ctx, t.n.ID); err != nil {
+		t.Log.Error("sessions of a retired node not ended", "node", t.n.ID, "err", err)
+	}
+}
+
+// takeOut begins to take a node in service away from the cluster, for good or
+// to prove itself again.
+func (t *turn) takeOut(i store.Intent, reason string, act func(inventory.Event) (bool, error)) (bool, error) {
+	if t.n.State != inventory.InService && t.n.State != inventory.ReVerifying {
+		return false, fmt.Errorf("it is %s, not in service", t.n.State)
+	}
+	if i.Verb == "reverify" {
+		return act(inventory.Event{Kind: inventory.KindMoved, To: inventory.ReVerifying, Reason: reason})
+	}
+	then := inventory.Inspected
+	if i.Params["then"] == inventory.Retired.String() {
+		then = inventory.Retired
+	}
+	return act(inventory.Event{Kind: inventory.KindMoved, To: inventory.Leaving, Reason: reason, Evidence: map[string]string{"then": then.String()}})
+}
+
+// retireMember takes a node that the cluster has heard of out of its books
+// first. The intent is answered once the cluster has let it go.
+func (t *turn) retireMember(i store.Intent, reason string) (bool, error) {
+	if err := inventory.MayMove(t.n.State, inventory.Retired); err != nil || t.n.State == inventory.Leaving {
+		return false, fmt.Errorf("it belongs to a cluster: let it leave first (leave with then=retired)")
+	}
+	if t.busy() {
+		return false, nil
+	}
+	if wait := t.pausing(); wait > 0 {
+		t.again(wait)
+		return false, nil
+	}
+	id, actor := i.ID, i.Actor
+	t.remove(func(t *turn) {
+		if err := t.close(anyTask, actor, "retired"); err != nil {
+			t.err = err
+			return
+		}
+		t.after = append(t.after, t.endAgents)
+		t.add(inventory.Event{Kind: inventory.KindMoved, Actor: actor, To: inventory.Retired, Reason: reason})
+		t.change.IntentsDone = append(t.change.IntentsDone, store.IntentResult{ID: id, OK: true, At: t.at})
+	})
+	return false, nil
 }
 
 func (t *turn) reinspect(i store.Intent, act func(inventory.Event) (bool, error)) (bool, error) {

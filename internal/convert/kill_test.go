@@ -192,7 +192,7 @@ func TestKill(t *testing.T) {
 func TestKillAtEveryBoundary(t *testing.T) {
 	names := boundaries(t)
 	if os.Getenv("SMELT_TEST_E2E") == "" {
-		names = sample(names, 30)
+		names = sample(names, 16)
 	}
 	l := layout{Dir: t.TempDir(), Nodes: len(names), Max: 12, Feed: 1000, Auto: true, Die: map[inventory.NodeID]string{}}
 	want := map[inventory.NodeID]inventory.State{}

@@ -129,7 +129,7 @@ func (t *turn) result(o store.Observation) error {
 		return t.written(r, orderWipe, inventory.Imaging)
 	case t.n.State == inventory.Imaging && r.Mode == modeConvert:
 		return t.written(r, orderImage, inventory.Starting)
-	case t.n.State == inventory.BurningIn && r.Mode == modeInstalled:
+	case (t.n.State == inventory.BurningIn || t.n.State == inventory.ReVerifying) && r.Mode == modeInstalled:
 		return t.judge(r)
 	case t.n.State == inventory.Joining && r.Mode == modeInstalled:
 		return t.daemon(r)

@@ -64,7 +64,7 @@ func (c *Conductor) Order(ctx context.Context, a store.Agent) (Order, error) {
 
 // orderID names the order that belongs to one entry into a state.
 func orderID(n inventory.Node) string {
-	run := "inspect"
+	run := "node"
 	if n.Plan != nil {
 		run = n.Plan.Run
 	}
@@ -146,13 +146,6 @@ func (t *turn) writeOrder(a store.Agent, o Order, wait func(string) (Order, erro
 		return Order{}, err
 	} else if on {
 		return wait("the global stop is set")
-	}
-	h, err := t.here()
-	if err != nil {
-		return Order{}, err
-	}
-	if h.mark(markWritten) != nil {
-		return wait("its result is looked at")
 	}
 	o.Kind = orderWipe
 	if n.State == inventory.Imaging {
@@ -272,13 +265,20 @@ func (t *turn) installedOrder(o Order, wait func(string) (Order, error)) (Order,
 	case inventory.Starting:
 		o.Kind = orderInspect
 		return o, nil
-	case inventory.BurningIn:
-		if n.Hardware == nil || n.Plan == nil {
+	case inventory.BurningIn, inventory.ReVerifying:
+		if n.Hardware == nil {
 			return wait("no inspection of it is stored")
 		}
-		p, ok := t.Site.Profiles[n.Plan.Profile]
+		h, err := t.here()
+		if err != nil {
+			return Order{}, err
+		}
+		if n.State == inventory.ReVerifying && (t.Join != nil && h.mark(markPrepared) == nil || h.mark(markPassed) != nil) {
+			return wait("the cluster is being told")
+		}
+		p, ok := t.profile()
 		if !ok {
-			return wait("there is no burn-in profile " + n.Plan.Profile)
+			return wait("there is no burn-in profile " + p.Name)
 		}
 		o.Kind, o.Report, o.Profile, o.Subject = orderBurnin, reportID(n), &p, t.subject()
 		return o, nil

@@ -2,11 +2,13 @@ package convert
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 
 	"smelt/burnin"
 	"smelt/internal/store"
 	"smelt/inventory"
+	"smelt/power"
 )
 
 // reportID names the report of one entry into burn-in.
@@ -18,15 +20,59 @@ func reportID(n inventory.Node) string {
 	return run + "-" + stamp(n.Since)
 }
 
+// profile is what the node must pass: as approved, or for a node without a
+// plan (in service) as its class says. Its Name is set in any case.
+func (t *turn) profile() (burnin.Profile, bool) {
+	name := cmp.Or(t.n.Spec.Profile, t.Site.Classes[t.n.Spec.Class].Profile)
+	if t.n.Plan != nil {
+		name = t.n.Plan.Profile
+	} else if name == "" && t.n.Passed != nil {
+		name = t.n.Passed.Profile
+	}
+	p, ok := t.Site.Profiles[name]
+	p.Name = name
+	return p, ok
+}
+
 // burningIn waits for the agent's report, which comes as an observation.
 func (t *turn) burningIn() error {
-	if t.n.Plan != nil {
-		if _, ok := t.Site.Profiles[t.n.Plan.Profile]; !ok {
-			t.note("there is no burn-in profile %q any more: put it back into site.yaml", t.n.Plan.Profile)
+	if p, ok := t.profile(); !ok {
+		t.note("there is no burn-in profile %q: put it back into site.yaml", p.Name)
+		return nil
+	}
+	return t.watch(power.Disk)
+}
+
+// reVerifying is burn-in for a node in service: the cluster gives it no new
+// work, what runs may end, and then it proves itself again.
+func (t *turn) reVerifying() error {
+	if t.busy() {
+		return nil
+	}
+	h, err := t.here()
+	if err != nil {
+		return err
+	}
+	switch {
+	case h.mark(markPassed) != nil:
+		if t.Join == nil {
+			t.move(inventory.InService, "it passed again", nil)
 			return nil
 		}
+		if wait := t.pausing(); wait > 0 {
+			t.again(wait)
+			return nil
+		}
+		t.admit()
+		return nil
+	case t.Join == nil, h.mark(markPrepared) != nil:
+		return t.burningIn()
 	}
-	t.note("")
+	if wait := t.pausing(); wait > 0 {
+		t.again(wait)
+		return nil
+	}
+	t.drain("re-verification", func(t *turn) { t.setMark(markPrepared, "the cluster gives it no work", nil) })
 	return nil
 }
 
@@ -50,7 +96,7 @@ func (t *turn) judge(r reported) error {
 	}
 	hw := *t.n.Hardware
 	rep.ID, rep.Node, rep.Position = reportID(t.n), t.n.ID, t.n.Spec.Position
-	rep.Profile = t.Site.Profiles[t.n.Plan.Profile]
+	rep.Profile, _ = t.profile()
 	rep.Hardware, rep.HWDigest, rep.Image = hw, hw.Digest(), t.n.Image
 	rep.Lab = t.Site.Lab
 	rep.Verdict = burnin.Judge(rep)
@@ -72,6 +118,9 @@ func (t *turn) judge(r reported) error {
 		why = v.Reasons[0]
 	}
 	switch {
+	case pass && t.n.State == inventory.ReVerifying:
+		t.setMark(markPassed, "burn-in passed: report "+rep.ID, nil)
+		return nil
 	case pass:
 		t.move(inventory.Joining, "burn-in passed: report "+rep.ID, nil)
 		return nil

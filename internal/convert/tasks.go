@@ -123,10 +123,9 @@ func (t *turn) proof(proofs map[string]bool) (inventory.State, map[string]string
 	switch {
 	case proofs["reinspect"]:
 		return inventory.Discovered, inspect
-	case proofs["burnin"] && t.n.Image != "" && t.n.Plan != nil:
+	case proofs["burnin"] && t.n.Image != "":
 		return inventory.BurningIn, nil
-	}
-	if t.n.Plan == nil {
+	case t.n.Plan == nil:
 		return inventory.Discovered, inspect
 	}
 	switch s := t.n.Failure.Step; s {

@@ -4,13 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"smelt/internal/store"
 	"smelt/inventory"
 )
 
-const system = "system"
+// Actors that are no person.
+const (
+	system     = "system"
+	theCluster = "cluster"
+)
 
 // A turn is one look at a node and what follows from it: the events, tasks,
 // permit, answered intents and consumed observations that one Commit makes
@@ -60,9 +65,18 @@ func (t *turn) alarm(reason string, evidence map[string]string) {
 }
 
 // note says what the node waits for inside its state; only a change is an event.
-func (t *turn) note(format string, args ...any) {
+func (t *turn) note(format string, args ...any) { t.noteBy(system, format, args...) }
+
+func (t *turn) noteBy(actor, format string, args ...any) {
 	if s := fmt.Sprintf(format, args...); s != t.n.Note {
-		t.add(inventory.Event{Kind: inventory.KindNote, Actor: system, Reason: s})
+		t.add(inventory.Event{Kind: inventory.KindNote, Actor: actor, Reason: s})
+	}
+}
+
+// unsay takes back a note that begins with prefix.
+func (t *turn) unsay(prefix string) {
+	if strings.HasPrefix(t.n.Note, prefix) {
+		t.note("")
 	}
 }
 
@@ -184,6 +198,7 @@ func (t *turn) phase() error {
 		t.note("held by %s: %s", t.n.Hold.Owner, t.n.Hold.Reason)
 		return nil
 	}
+	t.unsay("held by")
 	switch t.n.State {
 	case inventory.Discovered:
 		return t.discovered()
@@ -199,9 +214,13 @@ func (t *turn) phase() error {
 		return t.burningIn()
 	case inventory.Joining:
 		return t.joining()
+	case inventory.ReVerifying:
+		return t.reVerifying()
+	case inventory.Leaving:
+		return t.leaving()
 	case inventory.NeedsWork:
 		return t.needsWork()
-	case inventory.Expected, inventory.InService, inventory.ReVerifying, inventory.Leaving, inventory.Retired, inventory.Rejected:
+	case inventory.Expected, inventory.InService, inventory.Retired, inventory.Rejected:
 	}
 	return nil
 }
@@ -215,7 +234,7 @@ const (
 	markReinspect = "reinspect" // somebody asked for another inspection
 	markPrepared  = "prepared"  // the cluster knows the node and holds it
 	markDaemon    = "daemon"    // the cluster's daemon was started on the node
-	markWritten   = "written"   // the agent finished the step of this state
+	markPassed    = "passed"    // re-verification passed
 )
 
 func (t *turn) setMark(mark, reason string, evidence map[string]string) {

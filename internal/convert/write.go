@@ -42,8 +42,8 @@ func (t *turn) writing() error {
 		t.note("waits: the global stop is set")
 		return nil
 	}
-	t.note("")
-	return nil
+	t.unsay("waits: ")
+	return t.watch(power.Network)
 }
 
 // written takes in the end of a destructive order.
@@ -104,8 +104,12 @@ func (t *turn) writeTask(r reported) inventory.Task {
 // system to report.
 func (t *turn) starting() error {
 	done, err := t.restart(power.Disk, "from its own disk")
-	if done && err == nil && !t.dirty() {
-		t.note("waits for the installed system to report")
+	if err != nil || !done || t.dirty() {
+		return err
 	}
-	return err
+	if t.n.Note == "" {
+		t.note("waits for the installed system to report")
+		return nil
+	}
+	return t.watch(power.Disk)
 }

@@ -16,6 +16,7 @@ type Standing struct {
 	Held       bool   `json:"held"`       // takes no work
 	HeldByUs   bool   `json:"heldByUs"`   // and the reason carries our prefix
 	Ready      bool   `json:"ready"`      // takes work
+	Busy       bool   `json:"busy"`       // runs work now, held or not
 	Detail     string `json:"detail"`     // the cluster's own words
 }
 

@@ -42,6 +42,7 @@ func (s *Server) head(r *http.Request, by who) (web.Head, error) {
 
 var done = map[string]string{
 	"approve": "Approved.", "reject": "Rejected.", "retire": "Retired.", "hold": "Held.", "release": "Released.",
+	"reverify": "It proves itself again.", "leave": "It leaves the cluster once its jobs have ended.",
 	"reinspect": "It will be inspected again.", "power": "Switched, and confirmed.", "task": "Noted. The proof test follows.",
 	"stop": "The global stop is set.", "unstop": "The global stop is lifted.",
 	"wait": "Taken. It is on its way; this page shows when it is done.",

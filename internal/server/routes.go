@@ -39,6 +39,8 @@ var verbs = []verb{
 	{"retire", Operator, "Retire a node", []string{"reason", "confirm"}, true},
 	{"hold", Technician, "Hold a node: nothing touches it until the same kind of owner lifts it", []string{"reason"}, false},
 	{"release", Technician, "Lift a hold", []string{"reason"}, false},
+	{"reverify", Operator, "Burn in a node in service again: the cluster gives it no work meanwhile", []string{"reason"}, false},
+	{"leave", Operator, "Take a node out of the cluster once its jobs have ended; then is inspected or retired", []string{"then", "reason", "confirm"}, true},
 	{"reinspect", Technician, "Inspect a node again", []string{"reason"}, false},
 	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
 }

@@ -191,6 +191,7 @@ func standing(flags []string, reason string) join.Standing {
 	s.HeldByUs = s.Held && has("drain", "drained", "draining") && ours(reason)
 	s.Registered = !has("powered_down", "powering_down", "powering_up", "power_down", "power_up",
 		"not_responding", "down", "unknown", "future", "error", "invalid_reg", "inval", "reboot_issued")
+	s.Busy = has("mixed", "allocated", "completing")
 	s.Ready = s.Registered && !s.Held && has("idle", "mixed", "allocated", "completing")
 	if reason != "" {
 		s.Detail += ": " + reason

@@ -301,7 +301,8 @@ func TestStanding(t *testing.T) {
 		{"idle+cloud+drain+dynamic_norm", "smelter is hot", join.Standing{Known: true, Registered: true, Held: true}},
 		{"idle+cloud+dynamic_norm+powered_down+not_responding", "", join.Standing{Known: true}},
 		{"idle+cloud+drain+dynamic_norm+invalid_reg", "", join.Standing{Known: true, Held: true, HeldByUs: true}},
-		{"mixed+cloud+dynamic_norm", "", join.Standing{Known: true, Registered: true, Ready: true}},
+		{"mixed+cloud+dynamic_norm", "", join.Standing{Known: true, Registered: true, Ready: true, Busy: true}},
+		{"mixed+cloud+drain+dynamic_norm", "smelt: leaving", join.Standing{Known: true, Registered: true, Held: true, HeldByUs: true, Busy: true}},
 		{"down+cloud+dynamic_norm", "Not responding", join.Standing{Known: true}},
 		{"idle+maint", "", join.Standing{Known: true, Registered: true, Held: true}},
 	} {
