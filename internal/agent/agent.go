@@ -245,6 +245,8 @@ func (a *Agent) enrol(ctx context.Context) (End, error) {
 			if refused.IsZero() {
 				refused = start
 			}
+			// Each refusal may be an alarm over there: it is not repeated fast.
+			b.d = max(b.d, longWait/4)
 			if time.Since(refused) > refusedFor {
 				a.log.Error("the server keeps refusing this boot: booting again for a new nonce")
 				return Reboot, nil
@@ -344,32 +346,32 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		b       backoff
 		after   string
 		refused time.Time
-		job     *job
+		now     *job
 	)
-	defer func() { job.stop() }()
+	defer func() { now.stop() }()
 	for ctx.Err() == nil {
 		asked := time.Now()
 		pollCtx, cancel := context.WithTimeout(ctx, 45*time.Second) // the server holds it for 25
-		if job != nil {
+		if now != nil {
 			// The next order follows from the result: ask as soon as there is one.
-			go func() {
+			go func(done <-chan struct{}) {
 				select {
-				case <-job.done:
+				case <-done:
 					cancel()
 				case <-pollCtx.Done():
 				}
-			}()
+			}(now.done)
 		}
 		o, err := a.client.order(pollCtx, after)
 		cancel()
-		if job != nil {
+		if now != nil {
 			select {
-			case <-job.done:
-				end := job.end
-				if job.again {
+			case <-now.done:
+				end := now.end
+				if now.again {
 					after = "" // the same order, with another permit
 				}
-				job = nil
+				now = nil
 				if end != 0 {
 					return end, nil
 				}
@@ -386,7 +388,7 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 				if refused.IsZero() {
 					refused = asked
 				}
-				if time.Since(refused) > refusedFor && a.c.Mode != Installed && job == nil {
+				if time.Since(refused) > refusedFor && a.c.Mode != Installed && now == nil {
 					a.log.Error("the server keeps refusing this session: booting again for a new one")
 					return Reboot, nil
 				}
@@ -399,20 +401,20 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		same := o.ID == after
 		after = o.ID
 		switch {
-		case job != nil && o.ID == job.order.ID:
+		case now != nil && o.ID == now.order.ID:
 			// still at it
-		case job != nil && o.Kind == api.OrderWait && o.Fence <= job.order.Fence && !destructive(job.order):
+		case now != nil && o.Kind == api.OrderWait && o.Fence <= now.order.Fence && !destructive(now.order):
 			// Nothing new: what runs may end. A write, though, stops at once:
 			// somebody holds the machine, or stopped everything.
 		case o.Kind == api.OrderWait:
 			if ok, err := a.state.raise(o.Fence); !ok || err != nil {
 				a.log.Warn("order to wait", "fence", o.Fence, "err", err)
 			}
-			job.stop()
-			job = nil
+			now.stop()
+			now = nil
 		default:
-			job.stop()
-			job = a.start(ctx, o)
+			now.stop()
+			now = a.start(ctx, o)
 		}
 		// A server that says the same again at once is not asked in a tight loop.
 		if same && time.Since(asked) < time.Second {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
+	"strings"
 
 	"smelt/images/disk"
 	"smelt/internal/api"
@@ -231,17 +233,17 @@ func (a *Agent) open(disks []inventory.Disk) (func(), error) {
 	return shut, nil
 }
 
-// causeOfDisk is the word for what went wrong on a disk or on the way to it.
-func causeOfDisk(err error) string {
+// causeOfWrite is the word for what went wrong while an image was written from
+// base: it decides whether a person looks at a cable or at a disk.
+func causeOfWrite(err error, base string) string {
+	var onTheWay *url.Error
 	switch {
 	case errors.Is(err, disk.ErrCorrupt):
 		return "verify"
-	case errors.Is(err, disk.ErrReadBack), errors.Is(err, disk.ErrShort), errors.Is(err, disk.ErrWeaker):
+	case errors.Is(err, disk.ErrReadBack), errors.Is(err, disk.ErrShort):
 		return "disk"
+	case errors.As(err, &onTheWay), errors.Is(err, io.ErrUnexpectedEOF), strings.Contains(err.Error(), base), strings.Contains(err.Error(), "nothing arrived"):
+		return "network"
 	}
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return "disk"
-	}
-	return "network"
+	return "disk"
 }

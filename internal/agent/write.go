@@ -140,7 +140,7 @@ func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
 	})
 	saver.stop(ctx)
 	if err != nil {
-		return failed(causeOfDisk(err), err)
+		return failed(causeOfWrite(err, w.Base), err)
 	}
 	a.progress(o, 0.96, "growing and handing over", 0)
 	if err := a.handOver(ctx, disks[0], m, w); err != nil {

@@ -12,6 +12,7 @@ package initramfs
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/u-root/u-root/pkg/cpio"
@@ -80,6 +82,13 @@ func Build(w io.Writer, o Options) error {
 		return err
 	}
 	return Overlay(w, o.Agent, o.Trust)
+}
+
+// BaseName is a file name for what Base makes: another kernel or another choice
+// of modules has another name, so that a folder can keep them.
+func BaseName(release string) string {
+	sum := sha256.Sum256([]byte("1 " + strings.Join(Wanted(), " "))) // 1: the layout below
+	return fmt.Sprintf("initramfs-%s-%x.cpio.zst", release, sum[:4])
 }
 
 // Base writes the part with the kernel modules.

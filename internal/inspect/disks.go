@@ -2,12 +2,14 @@ package inspect
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"smelt/inventory"
 )
@@ -193,13 +195,31 @@ func (s System) partitions(disk string) []string {
 	return out
 }
 
+// lookFor bounds the look at one disk: a dying one answers after minutes of
+// retries, and the machine must be heard of before that.
+const lookFor = 20 * time.Second
+
 func (s System) signatures(d inventory.Disk) ([]string, error) {
 	f, err := os.Open(s.path("dev", d.Name))
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return s.Signatures(f, d.Size)
+	type answer struct {
+		sigs []string
+		err  error
+	}
+	c := make(chan answer, 1)
+	go func() {
+		defer f.Close() // the read may outlive us; so does its file
+		sigs, err := s.Signatures(f, d.Size)
+		c <- answer{sigs, err}
+	}()
+	select {
+	case a := <-c:
+		return a.sigs, a.err
+	case <-time.After(lookFor):
+		return nil, fmt.Errorf("no answer within %v", lookFor)
+	}
 }
 
 // used lists the device numbers and names that are mounted or swapped to.
