@@ -34,7 +34,7 @@ func newImageBuild(state *string) *cobra.Command {
 store under the recipe's name. It needs root and a Debian host; the host stays
 read-only to everything the recipe runs. What did not change is not built again.`,
 		Example: "  sudo smelt image build images/recipes/debian-12-lab.yaml",
-		Args:    cobra.ExactArgs(1),
+		Args:    exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			recipe, err := build.ParseRecipe(args[0])
 			if err != nil {
@@ -97,7 +97,7 @@ func newImageList(state *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the images in the store",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			st, err := images.OpenStore(filepath.Join(*state, "images"))
 			if err != nil {
@@ -122,7 +122,7 @@ func newImageVerify(state *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify IMAGE",
 		Short: "Verify an image's signature and every chunk of it",
-		Args:  cobra.ExactArgs(1),
+		Args:  exactly("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			st, err := images.OpenStore(filepath.Join(*state, "images"))
 			if err != nil {
@@ -159,7 +159,7 @@ func newImageKernel() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kernel",
 		Short: "Fetch the RAM system's kernel into the cache, for a server without internet",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := build.Kernel(cmd.Context(), cache)
 			if err != nil {

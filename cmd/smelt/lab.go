@@ -75,7 +75,7 @@ labelled simulated everywhere.`,
 	demo := &cobra.Command{
 		Use:   "demo",
 		Short: "Convert three machines while you watch",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
 			start := time.Now()
@@ -118,7 +118,7 @@ labelled simulated everywhere.`,
 	up := &cobra.Command{
 		Use:   "up",
 		Short: "Start the lab with its machines off, and keep it until Ctrl-C or lab down",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := build(cmd); err != nil {
 				return err
@@ -142,7 +142,7 @@ labelled simulated everywhere.`,
 	down := &cobra.Command{
 		Use:   "down",
 		Short: "Take the lab down: every process and namespace of it",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 			defer cancel()
@@ -156,7 +156,7 @@ labelled simulated everywhere.`,
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "Say whether a lab runs",
-		Args:  cobra.NoArgs,
+		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			pid, err := lab.Owner(o.Dir)
 			if err != nil {

@@ -179,8 +179,11 @@ func describe(out io.Writer, v api.NodeView, all bool) error {
 			line("card", "%s %s at %s, link %s", dash(g.Slot), model, g.Address, width)
 		}
 		for _, d := range h.Disks {
-			line("disk", "%s %d GB %s, %s, found on it: %s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")))
+			line("disk", "%s %d GB %s (%s), found on it: %s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")))
 		}
+	}
+	if was := n.Salvage; was != nil {
+		line("was", "%s worker %s; saved %s (secrets redacted)", was.MinerOS, was.WorkerName, strings.Join(slices.Sorted(maps.Keys(was.Files)), ", "))
 	}
 	if n.Verdict != nil {
 		line("verdict", "%s for %s", n.Verdict.Answer, n.Verdict.Target)

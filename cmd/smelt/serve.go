@@ -38,7 +38,7 @@ converts nodes, the agents' API and the pages for people. It needs root (or
 CAP_NET_BIND_SERVICE and CAP_NET_RAW) for DHCP. It can be killed at any time:
 the next start goes on where it was.`,
 		Example: "  smelt site validate site.yaml && smelt serve --site site.yaml",
-		Args:    cobra.NoArgs,
+		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
 			return serve(cmd.Context(), o.site, cache, agent, log)

@@ -209,7 +209,7 @@ func makeRAMSystem(ctx context.Context, c ramConfig) (ramSystem, error) {
 	if err != nil {
 		return ramSystem{}, err
 	}
-	base := filepath.Join(c.Cache, "initramfs-"+kernel.Release+".cpio.zst")
+	base := filepath.Join(c.Cache, initramfs.BaseName(kernel.Release))
 	if _, err := os.Stat(base); errors.Is(err, fs.ErrNotExist) {
 		if err := writeWhole(base, func(w io.Writer) error { return initramfs.Base(w, kernel.Modules, kernel.Release) }); err != nil {
 			return ramSystem{}, err

@@ -36,7 +36,7 @@ func (l *Lab) Demo(ctx context.Context, timeout time.Duration) error {
 		return err
 	}
 	seen := map[inventory.NodeID]inventory.State{}
-	asked := map[inventory.NodeID]bool{}
+	asked, saved := map[inventory.NodeID]bool{}, map[inventory.NodeID]bool{}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -50,6 +50,11 @@ func (l *Lab) Demo(ctx context.Context, timeout time.Duration) error {
 				continue
 			}
 			view.show(v)
+			if s := v.Node.Salvage; s != nil && !saved[id] {
+				saved[id] = true
+				view.say("%s: was %s worker %q; saved %s with secrets redacted.", id, s.MinerOS, s.WorkerName,
+					strings.Join(slices.Sorted(maps.Keys(s.Files)), ", "))
+			}
 			if seen[id] != v.Node.State {
 				seen[id] = v.Node.State
 				l.tell(view, v)
@@ -118,10 +123,6 @@ func (l *Lab) tell(view *view, v api.NodeView) {
 	case inventory.Discovered:
 		view.say("%s: discovered by its DHCP at %s; nothing is written.", n.ID, n.Spec.Position)
 	case inventory.Inspected:
-		if s := n.Salvage; s != nil {
-			view.say("%s: was %s worker %q; saved %s with secrets redacted.", n.ID, s.MinerOS, s.WorkerName,
-				strings.Join(slices.Sorted(maps.Keys(s.Files)), ", "))
-		}
 		if n.Verdict != nil {
 			view.say("%s: triage against %s: %s%s.", n.ID, n.Verdict.Target, n.Verdict.Answer, sim)
 		}
@@ -168,7 +169,7 @@ func (l *Lab) Cluster(ctx context.Context) error {
 	}
 	fmt.Fprintf(l.opts.Out, "\n$ sinfo\n%s", out)
 	slices.Sort(nodes)
-	argv := []string{"srun", "--nodelist=" + nodes[0], "--nodes=1", "--time=1", "--immediate=60", "hostname"}
+	argv := []string{"srun", "--nodelist=" + nodes[0], "--nodes=1", "--time=1", "--immediate=60", "--chdir=/tmp", "hostname"}
 	out, err := l.run(l.slurm, argv...)
 	if err != nil {
 		return err
