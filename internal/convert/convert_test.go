@@ -32,9 +32,24 @@ func newHallWith(t *testing.T, l layout, begin func(*convert.Conductor, *store.S
 	if l.Listen, err = freeAddr(); err != nil {
 		t.Fatal(err)
 	}
+	if l.BMC != nil {
+		cert, pin, err := agentCertificate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.agents, err = freeAddr(); err != nil {
+			t.Fatal(err)
+		}
+		l.cert, l.pin = &cert, pin
+	}
 	w, err := newWorld(&l, 3*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if l.BMC != nil {
+		if err := w.bmcs(&l); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h := &hall{world: w, t: t, l: l}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -133,5 +148,22 @@ func TestConversion(t *testing.T) {
 	w := h.machines[id].Writes()
 	if len(w) != 2 || w[0].Action != "wipe" || w[1].Action != "image" || w[0].Permit == w[1].Permit {
 		t.Errorf("writes: %+v", w)
+	}
+}
+
+// TestConversionOverTheWire converts machines behind Redfish BMCs whose agents
+// believe only the pinned key.
+func TestConversionOverTheWire(t *testing.T) {
+	h := newHall(t, layout{Nodes: 2, BMC: map[inventory.NodeID]bmcAt{}, Auto: true, Faults: map[int]string{1: "gpu-lost"}})
+	h.on(nodeID(0))
+	h.on(nodeID(1))
+	h.reach(nodeID(0), inventory.InService)
+	n := h.reach(nodeID(1), inventory.NeedsWork)
+	if n.Failure.Cause != "burnin-repair" || n.Failure.Step != inventory.BurningIn {
+		t.Errorf("failure %+v", n.Failure)
+	}
+	tasks, err := h.s.Tasks(t.Context(), n.ID)
+	if err != nil || len(tasks) == 0 || tasks[0].Verb != "reseat" || tasks[0].Proof != "burnin" {
+		t.Errorf("tasks %+v, %v", tasks, err)
 	}
 }

@@ -4,15 +4,20 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,6 +37,7 @@ import (
 	"smelt/internal/vbmc"
 	"smelt/inventory"
 	"smelt/power"
+	"smelt/power/bmc"
 	"smelt/pxe"
 
 	"golang.org/x/sync/errgroup"
@@ -60,6 +66,12 @@ type layout struct {
 	// Die makes the server's process kill itself once for each node, when the
 	// node passes the boundary of that name.
 	Die map[inventory.NodeID]string
+	// BMC are the machines that are switched by Redfish.
+	BMC map[inventory.NodeID]bmcAt
+
+	agents string           // address of an agent listener with TLS, "" for none
+	cert   *tls.Certificate // of it
+	pin    string
 }
 
 func nodeID(i int) inventory.NodeID { return inventory.NodeID(fmt.Sprintf("rig-%02d", i)) }
@@ -67,8 +79,12 @@ func nodeID(i int) inventory.NodeID { return inventory.NodeID(fmt.Sprintf("rig-%
 func macOf(i int) inventory.MAC { return inventory.MAC{0x52, 0x54, 0, 0, byte(i >> 8), byte(i)} }
 
 func (l layout) site() convert.Site {
+	agents := "http://" + l.Listen
+	if l.agents != "" {
+		agents = "https://" + l.agents
+	}
 	s := convert.Site{
-		Name: "test", Lab: true, MaxActive: l.Max, Cluster: "test", Server: "http://" + l.Listen, ImageURL: "http://" + l.Listen,
+		Name: "test", Lab: true, MaxActive: l.Max, Cluster: "test", Server: agents, Pin: l.pin, ImageURL: "http://" + l.Listen,
 		Classes: map[string]convert.Class{"rig": {Name: "rig", Image: "ai-node", Profile: "sim", Wipe: "discard", Target: "slurm-batch",
 			GPUs: 1, MinLinkWidth: 8, Watts: 1000}},
 		Profiles: map[string]burnin.Profile{"sim": {Name: "sim", Version: 1, Limit: time.Minute, Checks: []burnin.Spec{
@@ -115,10 +131,18 @@ func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*conv
 	}
 	switches := map[inventory.NodeID]*power.Verified{}
 	for i := range l.Nodes {
-		if !l.Manual[i] {
-			switches[nodeID(i)] = power.Verify(&remoteSwitch{world: l.World, node: nodeID(i)},
-				power.Limits{Reach: 5 * time.Second, Poll: 10 * time.Millisecond, Dwell: 5 * time.Millisecond, Spacing: time.Millisecond})
+		if l.Manual[i] {
+			continue
 		}
+		var s power.Controller = &remoteSwitch{world: l.World, node: nodeID(i)}
+		if at, ok := l.BMC[nodeID(i)]; ok {
+			s, err = bmc.New(bmc.Config{Kind: "redfish", Address: at.Address, Pin: at.Pin, User: "admin",
+				Password: func(context.Context) (string, error) { return "a password", nil }})
+			if err != nil {
+				return err
+			}
+		}
+		switches[nodeID(i)] = power.Verify(s, power.Limits{Reach: 5 * time.Second, Poll: 10 * time.Millisecond, Dwell: 5 * time.Millisecond, Spacing: time.Millisecond})
 	}
 	c, err := convert.New(convert.Config{
 		Site: site, Store: st, Images: img, Power: switches, Budget: budget, Join: &remoteCluster{world: l.World},
@@ -135,7 +159,7 @@ func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*conv
 	}
 	srv, err := server.New(server.Config{
 		Conductor: c, Store: st, Log: log, Version: "test", Site: "test", Lab: true,
-		AgentURL: site.Server, ImageURL: site.ImageURL, SiteKey: siteKey().Public().(ed25519.PublicKey),
+		AgentURL: site.Server, ImageURL: site.ImageURL, Pin: l.pin, SiteKey: siteKey().Public().(ed25519.PublicKey),
 	})
 	if err != nil {
 		return err
@@ -146,18 +170,32 @@ func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*conv
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/agent/", srv.Agent())
-	mux.HandleFunc("/boot/script", bootScript(c))
+	boot, err := bootServer(l, c, log)
+	if err != nil {
+		return err
+	}
+	mux.Handle("/boot/", boot)
 	mux.Handle("/", srv.UI())
 	hs := &http.Server{Handler: mux, ReadHeaderTimeout: time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	hs.RegisterOnShutdown(srv.Close)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(gctx) })
-	g.Go(func() error {
-		if err := hs.Serve(ln); err != http.ErrServerClosed {
+	listeners := []net.Listener{ln}
+	if l.cert != nil {
+		ln, err := tls.Listen("tcp", l.agents, &tls.Config{Certificates: []tls.Certificate{*l.cert}, MinVersion: tls.VersionTLS13})
+		if err != nil {
 			return err
 		}
-		return nil
-	})
+		listeners = append(listeners, ln)
+	}
+	for _, ln := range listeners {
+		g.Go(func() error {
+			if err := hs.Serve(ln); err != http.ErrServerClosed {
+				return err
+			}
+			return nil
+		})
+	}
 	g.Go(func() error {
 		<-gctx.Done()
 		srv.Close()
@@ -193,27 +231,70 @@ func (l layout) grave(node inventory.NodeID) string {
 	return filepath.Join(l.Dir, "died-"+string(node))
 }
 
-// bootScript is the boot server as a simulated machine sees it.
-func bootScript(c *convert.Conductor) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		mac, err := pxe.ParseMAC(r.FormValue("mac"))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		b, err := c.Boot(r.Context(), pxe.Machine{MAC: mac, Stage: pxe.AskScript, IPXE: true})
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "#!ipxe")
-		switch b.Action {
-		case pxe.Kernel:
-			fmt.Fprintln(w, "kernel", b.Kernel, strings.Join(b.Args, " "))
-		case pxe.Local:
-			fmt.Fprintln(w, "sanboot")
+// bootServer is the real one: its scripts are what the machines obey. Without
+// Run it answers HTTP only.
+func bootServer(l layout, c *convert.Conductor, log *slog.Logger) (http.Handler, error) {
+	addr, err := netip.ParseAddrPort(l.Listen)
+	if err != nil {
+		return nil, err
+	}
+	files := new(pxe.Files)
+	for _, name := range []string{"vmlinuz", "initrd"} {
+		if err := files.Add(name, []byte(name)); err != nil {
+			return nil, err
 		}
 	}
+	s, err := pxe.New(pxe.Config{
+		Networks: []pxe.Network{{Interface: "lo", Address: netip.MustParsePrefix("127.0.0.1/8")}},
+		Files:    files, Booter: c, Log: log, Leases: filepath.Join(l.Dir, "leases"), HTTP: addr,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.Handler(), nil
+}
+
+// bmcs are real Redfish BMCs in front of the machines.
+func (w *world) bmcs(l *layout) error {
+	for id, m := range w.machines {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		r, err := vbmc.StartRedfish(vbmc.RedfishConfig{Listener: ln, User: "admin", Password: "a password"}, m)
+		if err != nil {
+			return err
+		}
+		l.BMC[id] = bmcAt{Address: "https://" + r.Addr().String(), Pin: r.Pin()}
+		end := w.close
+		w.close = func() {
+			_ = r.Close()
+			end()
+		}
+	}
+	return nil
+}
+
+// bmcAt is where the BMC of a machine is.
+type bmcAt struct{ Address, Pin string }
+
+// agentCertificate is a self-signed one with its pin.
+func agentCertificate() (tls.Certificate, string, error) {
+	pub, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	c := x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, &c, &c, pub, key)
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return tls.Certificate{}, "", err
+	}
+	sum := sha256.Sum256(spki)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, hex.EncodeToString(sum[:]), nil
 }
 
 // imageStore is a store with one small image, made once.
@@ -256,7 +337,7 @@ func newWorld(l *layout, pace time.Duration) (*world, error) {
 		boot = "http://127.0.0.1:1"
 		pace = time.Hour
 	}
-	site := sim.Site{Boot: boot, SiteKey: siteKey().Public().(ed25519.PublicKey), Pace: pace}
+	site := sim.Site{Boot: boot, Pin: l.pin, SiteKey: siteKey().Public().(ed25519.PublicKey), Pace: pace}
 	for i := range l.Nodes {
 		w.machines[nodeID(i)] = sim.New(site, sim.Config{
 			Name: string(nodeID(i)), MAC: macOf(i), Hardware: sim.Hardware(i, macOf(i), 1), Fault: l.Faults[i], Chunks: 6,
