@@ -113,6 +113,8 @@ func TestMistakes(t *testing.T) {
 		{"no watts", "    watts: 1800\n", "", "", "without a nameplate power"},
 		{"version", "apiVersion: smelt/v1", "apiVersion: smelt/v2", "smelt/v2", `"smelt/v2" is not allowed here; did you mean "smelt/v1"?`},
 		{"listen everywhere", "agent: 10.20.0.1:8443", "agent: 0.0.0.0:8443", "0.0.0.0:8443", `machines cannot be told "0.0.0.0:8443"`},
+		{"pages for everybody", "ui: 127.0.0.1:8480", "ui: 10.20.0.1:8480", "10.20.0.1:8480", `tokens would cross the network in clear on "10.20.0.1:8480"`},
+		{"pages on every address", "ui: 127.0.0.1:8480", "ui: :8480", ":8480", `tokens would cross the network in clear on ":8480"`},
 		{"listen twice", "agent: 10.20.0.1:8443", "agent: 10.20.0.1:80", "", `listen address "10.20.0.1:80" stands twice`},
 		{"low descriptor", "ui: 127.0.0.1:8480", "ui: fd:1", "fd:1", `"fd:1" names no inherited socket`},
 		{"window", "startWindow: 2s", "startWindow: 2 sec", "2 sec", "is no length of time"},

@@ -146,6 +146,11 @@ func (p *parser) listen(raw rawListen) {
 		}
 	} else if raw.UI.v != "" && raw.UI.v != "systemd" {
 		p.hostport(raw.UI, true)
+		// Tokens travel on this listener and it has no TLS of its own.
+		host, _, err := net.SplitHostPort(raw.UI.v)
+		if ip := net.ParseIP(host); err == nil && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			p.fail(raw.UI.at, "write 127.0.0.1:8480 and put a TLS proxy, a VPN or ssh -L in front", "operators' tokens would cross the network in clear on %q", clip(raw.UI.v))
+		}
 	}
 	p.site.Listen = Listen{Boot: raw.Boot.v, Agent: raw.Agent.v, UI: raw.UI.v}
 }
