@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -126,18 +125,4 @@ func readInt(path string) (int64, bool) {
 	}
 	n, err := strconv.ParseInt(l, 0, 64)
 	return n, err == nil
-}
-
-// sum adds the integers in all files that match.
-func sum(pattern string) int64 {
-	files, err := filepath.Glob(pattern)
-	if err != nil {
-		return 0
-	}
-	var n int64
-	for _, f := range files {
-		v, _ := readInt(f)
-		n += v
-	}
-	return n
 }

@@ -3,6 +3,7 @@ package store_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -42,6 +43,9 @@ func writeUntilKilled(dsn string) int {
 		id := inventory.NodeID(fmt.Sprintf("rig-%d", i))
 		wg.Go(func() {
 			n, err := s.Node(ctx, id)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return
+			}
 			for {
 				e := inventory.Event{Node: id, Version: n.Version + 1, At: time.Now(), Actor: "system", Kind: inventory.KindNote, Reason: "alive"}
 				if n.Version == 0 {
