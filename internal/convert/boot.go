@@ -210,14 +210,27 @@ func (c *Conductor) meet(ctx context.Context, mac inventory.MAC) (inventory.Node
 }
 
 // observeBoot notes a boot request once for each entry into a state and stage.
+// A machine may ask every second for hours: what is stored is not stored again.
 func (c *Conductor) observeBoot(ctx context.Context, n inventory.Node, mac inventory.MAC, m pxe.Machine) error {
+	key := entry(n) + " " + m.Stage.String()
+	c.mu.Lock()
+	stored := c.booted[n.ID] == key
+	c.mu.Unlock()
+	if stored {
+		return nil
+	}
 	data, err := json.Marshal(boot{MAC: mac, Stage: m.Stage.String(), Addr: addrText(m)})
 	if err != nil {
 		return err
 	}
-	return c.Store.Observe(ctx, store.Observation{
-		Node: n.ID, Kind: sawBoot, Key: entry(n) + " " + m.Stage.String(), Data: data, At: c.Now().UTC(),
-	})
+	err = c.Store.Observe(ctx, store.Observation{Node: n.ID, Kind: sawBoot, Key: key, Data: data, At: c.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.booted[n.ID] = key
+	c.mu.Unlock()
+	return nil
 }
 
 func addrText(m pxe.Machine) string {

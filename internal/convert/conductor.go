@@ -31,7 +31,7 @@ const (
 const (
 	workers = 8                     // nodes stepped at once
 	settle  = 20 * time.Millisecond // changes within it are looked at together
-	rescan  = 30 * time.Second      // every node is looked at this often, whatever was missed
+	rescan  = 30 * time.Second      // every node that does not rest is looked at this often, whatever was missed
 	retry   = time.Second           // after a step that failed
 )
 
@@ -62,6 +62,7 @@ type Conductor struct {
 	due      map[inventory.NodeID]time.Time
 	active   map[inventory.NodeID]bool      // counts against MaxActive
 	asked    map[inventory.NodeID]time.Time // the cluster is left alone about it until then
+	booted   map[inventory.NodeID]string    // the last boot request that was stored
 	stop     stop
 }
 
@@ -107,6 +108,7 @@ func New(c Config) (*Conductor, error) {
 		due:     map[inventory.NodeID]time.Time{},
 		active:  map[inventory.NodeID]bool{},
 		asked:   map[inventory.NodeID]time.Time{},
+		booted:  map[inventory.NodeID]string{},
 	}, nil
 }
 
@@ -234,7 +236,9 @@ func (c *Conductor) conduct(ctx context.Context) error {
 			var nodes []inventory.Node
 			if nodes, err = c.Store.Nodes(ctx); err == nil {
 				for _, n := range nodes {
-					ids[n.ID] = true
+					if first || !resting(n.State) {
+						ids[n.ID] = true
+					}
 				}
 				next = c.Now().Add(rescan)
 			}
@@ -466,6 +470,15 @@ func (c *Conductor) adopt(ctx context.Context, n inventory.Node, s inventory.Spe
 func converting(s inventory.State) bool {
 	switch s {
 	case inventory.Wiping, inventory.Imaging, inventory.Starting, inventory.BurningIn, inventory.Joining:
+		return true
+	}
+	return false
+}
+
+// resting states change only when something is seen or asked.
+func resting(s inventory.State) bool {
+	switch s {
+	case inventory.Expected, inventory.InService, inventory.Retired, inventory.Rejected:
 		return true
 	}
 	return false

@@ -92,7 +92,7 @@ func (t *turn) order(a store.Agent) (Order, error) {
 		switch n.State {
 		case inventory.Wiping, inventory.Imaging:
 			return t.writeOrder(a, o, wait)
-		case inventory.Starting:
+		case inventory.Starting, inventory.Approved, inventory.Discovered, inventory.Inspected:
 			return t.rebootOrder(o, wait)
 		}
 	case modeInstalled:
