@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,16 +21,19 @@ const (
 // its daemon starts, released only once the cluster sees it, and in service
 // only after a piece of real work ran on it.
 func (t *turn) joining() error {
+	h, err := t.here()
+	if err != nil {
+		return err
+	}
+	if why := t.unproven(h); why != "" {
+		return t.disown(why)
+	}
 	if t.Join == nil {
 		t.move(inventory.InService, "this site joins no cluster", nil)
 		return nil
 	}
 	if t.busy() {
 		return nil
-	}
-	h, err := t.here()
-	if err != nil {
-		return err
 	}
 	if wait := t.pausing(); wait > 0 {
 		t.again(wait)
@@ -44,6 +48,68 @@ func (t *turn) joining() error {
 	}
 	t.admit()
 	return nil
+}
+
+// unproven says why no cluster may have the node, or "": its PASS does not
+// answer for it any more, or a move into service was refused.
+func (t *turn) unproven(h history) string {
+	if m := h.mark(markRefused); m != nil {
+		return m.Reason
+	}
+	if !proven(t.n) {
+		return "its PASS is not for the hardware and image it has now"
+	}
+	return ""
+}
+
+// disown makes sure that the cluster gives the node no work and then fails it.
+func (t *turn) disown(why string) error {
+	fail := func(t *turn) error {
+		if t.n.Passed == nil || t.n.Hardware == nil || proven(t.n) {
+			return t.fail("join", why)
+		}
+		return t.failChanged(t.n.Passed.Hardware)
+	}
+	if t.Join == nil {
+		return fail(t)
+	}
+	if t.busy() {
+		return nil
+	}
+	if wait := t.pausing(); wait > 0 {
+		t.again(wait)
+		return nil
+	}
+	d, id, since := t.Join, t.n.ID, t.n.Since
+	t.start("hold", func(ctx context.Context) func(*turn) error {
+		s, err := d.Observe(ctx, id)
+		if err == nil && s.Known {
+			err = d.Hold(ctx, id, why)
+		}
+		t.boundary(id, "held: disowned")
+		return func(t *turn) error {
+			switch {
+			case !t.n.Since.Equal(since):
+			case err != nil:
+				t.noteBy(theCluster, "%s; and it must be held in %s: %v", why, d, err)
+				t.pause(clusterPause)
+			default:
+				return fail(t)
+			}
+			return nil
+		}
+	})
+	return nil
+}
+
+// stillProven asks the store, because a job is no part of a turn: what the
+// node is may have changed since the job began.
+func (c *Conductor) stillProven(ctx context.Context, id inventory.NodeID) error {
+	n, err := c.Store.Node(ctx, id)
+	if err == nil && !proven(n) {
+		err = errors.New("its PASS is not for the hardware and image it has now")
+	}
+	return err
 }
 
 // pausing is how long to leave the cluster alone after its last answer.
@@ -170,8 +236,12 @@ func (t *turn) admit() {
 	d, id, since := t.Join, t.n.ID, t.n.Since
 	report := t.n.Report
 	t.start("admit", func(ctx context.Context) func(*turn) error {
-		at := func(what string) { t.boundary(id, what) }
+		at := func(what string) error {
+			t.boundary(id, what)
+			return t.stillProven(ctx, id)
+		}
 		proof, why, pause := admit(ctx, d, id, "passed burn-in, report "+report, at)
+		t.boundary(id, "admitted")
 		return func(t *turn) error {
 			if !t.n.Since.Equal(since) {
 				return nil
@@ -182,13 +252,18 @@ func (t *turn) admit() {
 				return nil
 			}
 			t.move(inventory.InService, d.String()+" ran a job on it", map[string]string{"output": proof})
+			if err := t.err; err != nil {
+				t.err = nil
+				t.setMark(markRefused, err.Error(), nil)
+			}
 			return nil
 		}
 	})
 }
 
-// admit returns the output of the job that ran, or why none did.
-func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason string, at func(string)) (proof, why string, pause time.Duration) {
+// admit returns the output of the job that ran, or why none did. Before work
+// may reach the node, at is asked whether it still may have it.
+func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason string, at func(string) error) (proof, why string, pause time.Duration) {
 	s, err := d.Observe(ctx, id)
 	switch {
 	case err != nil:
@@ -205,13 +280,17 @@ func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason strin
 		if err := d.Hold(ctx, id, reason); err != nil {
 			return "", fmt.Sprintf("%s: %v", d, err), clusterPause
 		}
-		at("held with its reason")
+		if err := at("held with its reason"); err != nil {
+			return "", err.Error(), clusterPoll
+		}
 		if err := d.Release(ctx, id); err != nil {
 			return "", fmt.Sprintf("%s: %v", d, err), clusterPause
 		}
 	}
-	at("released")
-	out, err := d.Verify(ctx, id)
+	out := ""
+	if err = at("released"); err == nil {
+		out, err = d.Verify(ctx, id)
+	}
 	if err != nil {
 		// A node that fails its first job takes no second one from somebody else.
 		if herr := d.Hold(ctx, id, "its first job failed"); herr != nil {
@@ -219,7 +298,12 @@ func admit(ctx context.Context, d join.Driver, id inventory.NodeID, reason strin
 		}
 		return "", fmt.Sprintf("its first job failed: %v", err), clusterPause
 	}
-	at("job ran")
+	if err := at("job ran"); err != nil {
+		if herr := d.Hold(ctx, id, err.Error()); herr != nil {
+			err = fmt.Errorf("%w; and it could not be held: %w", err, herr)
+		}
+		return "", err.Error(), clusterPoll
+	}
 	return out, "", 0
 }
 

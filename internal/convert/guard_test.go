@@ -228,18 +228,7 @@ func TestInstalledSystem(t *testing.T) {
 // against what it is told.
 func burn(t *testing.T, h *hall, d *hand) {
 	t.Helper()
-	report := func(o convert.Order, status burnin.Status) *burnin.Report {
-		r := &burnin.Report{ID: "mine", Node: "somebody", Lab: false, HWDigest: "x", Image: "y", Agent: "test",
-			Profile: burnin.Profile{Name: "nothing"}, Started: time.Now(), Finished: time.Now()}
-		for _, c := range o.Profile.Checks {
-			res := burnin.Result{ID: c.ID, Status: status, Reason: "test", Work: 1, WorkUnit: "round", Simulated: true, Took: time.Second}
-			if status == burnin.Fail {
-				res.Findings = []burnin.Finding{{Item: "GPU 0000:01:00.0", Name: "present", Limit: ">= 1", Status: burnin.Fail, Cause: "gpu-lost", Fix: "reseat the GPU"}}
-			}
-			r.Results = append(r.Results, res)
-		}
-		return r
-	}
+	report := d.report
 	o := d.ordered("burnin")
 	if o.Subject == nil || o.Subject.Sim == nil || o.Profile.Name != "sim" {
 		t.Errorf("order %+v", o)
@@ -315,6 +304,21 @@ func burn(t *testing.T, h *hall, d *hand) {
 	}
 	h.must(d.id, "retire", nil)
 	h.reach(d.id, inventory.Retired)
+}
+
+// report is what an honest agent measured, but for the words that are not its
+// own to say.
+func (d *hand) report(o convert.Order, status burnin.Status) *burnin.Report {
+	r := &burnin.Report{ID: o.Report, Node: d.id, Lab: false, Hardware: d.hw, HWDigest: "x", Image: d.node(d.id).Image, Agent: "test",
+		Profile: burnin.Profile{Name: "nothing"}, Started: time.Now(), Finished: time.Now()}
+	for _, c := range o.Profile.Checks {
+		res := burnin.Result{ID: c.ID, Status: status, Reason: "test", Work: 1, WorkUnit: "round", Simulated: true, Took: time.Second}
+		if status == burnin.Fail {
+			res.Findings = []burnin.Finding{{Item: "GPU 0000:01:00.0", Name: "present", Limit: ">= 1", Status: burnin.Fail, Cause: "gpu-lost", Fix: "reseat the GPU"}}
+		}
+		r.Results = append(r.Results, res)
+	}
+	return r
 }
 
 func TestPowerThatFails(t *testing.T) {

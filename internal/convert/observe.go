@@ -91,10 +91,16 @@ func (t *turn) take(f found, hw inventory.Hardware) {
 // installedSays takes in what the system on the node's own disk says of itself.
 func (t *turn) installedSays(f found, hw inventory.Hardware) error {
 	if t.n.State == inventory.Starting {
-		if t.n.Plan == nil || f.Image != t.n.Plan.Image {
+		if t.n.Plan == nil {
+			return t.fail("wrong-image", fmt.Sprintf("it started image %.12s, and there is no plan", f.Image))
+		}
+		if f.Image != t.n.Plan.Image {
 			return t.fail("wrong-image", fmt.Sprintf("it started image %.12s, the plan says %.12s", f.Image, t.n.Plan.Image))
 		}
 		t.take(f, hw)
+		if !asApproved(t.n) {
+			return t.failChanged(t.n.Plan.Hardware)
+		}
 		if err := t.close(pressed, "agent", "it started"); err != nil {
 			return err
 		}
@@ -105,9 +111,18 @@ func (t *turn) installedSays(f found, hw inventory.Hardware) error {
 	if t.n.Hardware != nil && t.n.Hardware.Digest() == hw.Digest() {
 		return nil
 	}
+	was := t.n.Hardware
 	t.take(f, hw)
-	if t.n.Passed != nil {
-		t.alarm("its hardware is not what passed burn-in any more", nil)
+	detail, _ := changes(was, hw)
+	switch {
+	case t.n.State == inventory.BurningIn && !asApproved(t.n):
+		return t.failChanged(t.n.Plan.Hardware)
+	case t.n.State == inventory.InService && !proven(t.n):
+		t.alarm("in service, "+detail, nil)
+		// The cluster gives it no new work from there on: see reVerifying.
+		t.move(inventory.ReVerifying, detail, nil)
+	case t.n.Passed != nil:
+		t.alarm("its hardware is not what passed burn-in any more: "+detail, nil)
 	}
 	return nil
 }

@@ -290,6 +290,9 @@ func (t *turn) installedOrder(o Order, wait func(string) (Order, error)) (Order,
 		if t.Join == nil || h.mark(markPrepared) == nil || h.mark(markDaemon) != nil {
 			return wait("the cluster is being told")
 		}
+		if why := t.unproven(h); why != "" {
+			return wait(why)
+		}
 		m, err := t.member()
 		if err != nil {
 			return Order{}, err

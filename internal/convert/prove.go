@@ -36,6 +36,9 @@ func (t *turn) profile() (burnin.Profile, bool) {
 
 // burningIn waits for the agent's report, which comes as an observation.
 func (t *turn) burningIn() error {
+	if !asApproved(t.n) {
+		return t.failChanged(t.n.Plan.Hardware)
+	}
 	if p, ok := t.profile(); !ok {
 		t.note("there is no burn-in profile %q: put it back into site.yaml", p.Name)
 		return nil
@@ -55,6 +58,9 @@ func (t *turn) reVerifying() error {
 	}
 	switch {
 	case h.mark(markPassed) != nil:
+		if why := t.unproven(h); why != "" {
+			return t.disown(why)
+		}
 		if t.Join == nil {
 			t.move(inventory.InService, "it passed again", nil)
 			return nil
@@ -76,9 +82,10 @@ func (t *turn) reVerifying() error {
 	return nil
 }
 
-// judge makes a verdict of what the agent measured. Who the node is, what its
-// hardware and image are, what was asked for and whether this is a lab: all
-// that is ours to say, whatever the report says.
+// judge makes a verdict of what the agent measured. What was asked for, which
+// cards are simulated and whether this is a lab is ours to say, whatever the
+// report says. On which machine, image and order it was measured is the
+// report's to say, and must be what the node is.
 func (t *turn) judge(r reported) error {
 	recheck := inventory.Task{Verb: "check", What: "the machine and its burn-in report", Proof: "burnin"}
 	if r.Report == "" {
@@ -94,12 +101,24 @@ func (t *turn) judge(r reported) error {
 		recheck.Why = "its burn-in report cannot be read"
 		return t.fail("burnin-incomplete", err.Error(), recheck)
 	}
-	hw := *t.n.Hardware
-	rep.ID, rep.Node, rep.Position = reportID(t.n), t.n.ID, t.n.Spec.Position
+	if why := t.notOurs(rep); why != "" {
+		recheck.Why = why
+		return t.fail("burnin-incomplete", why, recheck)
+	}
+	rep.Position = t.n.Spec.Position
 	rep.Profile, _ = t.profile()
-	rep.Hardware, rep.HWDigest, rep.Image = hw, hw.Digest(), t.n.Image
+	rep.Hardware = t.shape(t.n, rep.Hardware)
+	rep.HWDigest = rep.Hardware.Digest()
 	rep.Lab = t.Site.Lab
 	rep.Verdict = burnin.Judge(rep)
+	changed, lost := "", []inventory.Task(nil)
+	if rep.HWDigest != t.n.Hardware.Digest() {
+		changed, lost = changes(t.n.Hardware, rep.Hardware)
+		rep.Verdict.Reasons = append([]string{"measured on other hardware: " + changed}, rep.Verdict.Reasons...)
+		if rep.Verdict.Answer == burnin.PASS {
+			rep.Verdict.Answer = burnin.INCONCLUSIVE
+		}
+	}
 	if err := t.file(rep); err != nil {
 		return err
 	}
@@ -131,8 +150,30 @@ func (t *turn) judge(r reported) error {
 		}
 		return t.fail("burnin-repair", why, tasks...)
 	}
+	if changed != "" {
+		for i := range lost {
+			lost[i].Proof = "burnin"
+		}
+		return t.fail(hardwareChanged, changed, lost...)
+	}
 	recheck.Why = why
 	return t.fail("burnin-incomplete", why, recheck)
+}
+
+// notOurs says why rep is no report of what the node was ordered to measure,
+// or "".
+func (t *turn) notOurs(rep burnin.Report) string {
+	switch {
+	case rep.Node != t.n.ID:
+		return fmt.Sprintf("its report is about node %.64q", rep.Node)
+	case rep.ID != reportID(t.n):
+		return fmt.Sprintf("its report is %.64q, ordered was %q", rep.ID, reportID(t.n))
+	case rep.Image != t.n.Image:
+		return fmt.Sprintf("its report was made on image %.12q, it runs %.12q", rep.Image, t.n.Image)
+	case t.n.Hardware == nil:
+		return "no inspection of it is stored"
+	}
+	return ""
 }
 
 // file stores the report for people and programs. Its id follows from the

@@ -235,6 +235,7 @@ const (
 	markPrepared  = "prepared"  // the cluster knows the node and holds it
 	markDaemon    = "daemon"    // the cluster's daemon was started on the node
 	markPassed    = "passed"    // re-verification passed
+	markRefused   = "refused"   // the move into service was refused
 )
 
 func (t *turn) setMark(mark, reason string, evidence map[string]string) {
