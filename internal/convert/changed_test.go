@@ -186,3 +186,41 @@ func TestCardLostInService(t *testing.T) {
 		t.Errorf("alarms %q", a)
 	}
 }
+
+// TestRuleNeedsTwoFacts: no rule approves a machine that only a MAC names.
+func TestRuleNeedsTwoFacts(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true, Auto: true, Bare: true})
+	a := h.inspectedAs(0)
+	h.until(a.id, "waits for a person", func(n inventory.Node) bool {
+		return n.State == inventory.Inspected && strings.HasPrefix(n.Note, "approve by hand: its identity rests on its MAC alone")
+	})
+	h.must(a.id, "approve", nil)
+}
+
+// TestWeakInspection: serials that were known do not disappear unseen.
+func TestWeakInspection(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true, Bare: true})
+	a := h.inspectedAs(0)
+	h.must(a.id, "reinspect", nil)
+	o := a.ordered("inspect")
+	hw := sim.Hardware(0, macOf(0), 1)
+	hw.Board.Serial, hw.Board.ChassisSerial, hw.Disks[0].Serial = "", "", ""
+	a.ok(h.c.Inspected(t.Context(), a.agent, convert.Inspection{Order: o.ID, Hardware: hw}))
+	h.until(a.id, "was inspected", func(n inventory.Node) bool { return n.Hardware.Board.Serial == "" })
+	if got := h.alarms(a.id); len(got) != 1 || !strings.Contains(got[0], "replaces what was known") {
+		t.Errorf("alarms %q", got)
+	}
+}
+
+// TestPlanOfInstalledSystem: the system on a disk sees that disk in use.
+func TestPlanOfInstalledSystem(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true})
+	d, image := h.wroteImage()
+	d.says(d.hw, image)
+	o := d.ordered("burnin")
+	d.finish(o, convert.Result{Error: "no card answers"})
+	h.reach(d.id, inventory.NeedsWork)
+	if err := h.do(d.id, "approve", nil); err == nil || !strings.Contains(err.Error(), "smelt node reinspect") {
+		t.Errorf("approved from what the installed system said: %v", err)
+	}
+}

@@ -40,6 +40,11 @@ func (t *turn) inspected() error {
 	if !t.ruled(h) {
 		return nil
 	}
+	// A person may look at the rack; a rule knows only what the machine says.
+	if id := inventory.Identify(t.n.Spec, nil, *t.n.Hardware); id.Match != inventory.Confirmed {
+		t.note("approve by hand: %s; its class is approved by rule, but only for a machine that site.yaml names by two facts", restsOn(id))
+		return nil
+	}
 	plan, err := t.plan(approval{run: "r" + stamp(t.n.Since) + "-" + string(t.n.ID)})
 	if err != nil {
 		t.note("its class is approved by rule, but: %v", err)
@@ -51,12 +56,25 @@ func (t *turn) inspected() error {
 	return nil
 }
 
+// restsOn says how little an identity that is not confirmed rests on.
+func restsOn(id inventory.Identity) string {
+	switch {
+	case id.Match == inventory.Contradicted:
+		return id.Err().Error()
+	case len(id.Agree) == 0:
+		return "its identity rests on nothing"
+	case id.Agree[0].Name == "nic-macs":
+		return "its identity rests on its MAC alone"
+	}
+	return "its identity rests on its " + id.Agree[0].Name + " alone"
+}
+
 // ruled tells whether a rule approves the node. It does so once for each
 // inspection that led here: who takes the approval back is not overruled.
 func (t *turn) ruled(h history) bool {
 	return len(h) > 0 && (h[0].From == inventory.Discovered || h[0].From == inventory.NeedsWork) &&
 		slices.Contains(t.Site.AutoOK, t.n.Spec.Class) && t.n.Hold == nil && !t.n.Spec.Protect &&
-		t.n.Verdict != nil && t.n.Verdict.Answer == triage.Convert
+		t.n.Hardware != nil && t.n.Verdict != nil && t.n.Verdict.Answer == triage.Convert
 }
 
 func indexOf(h history, e *inventory.Event) int {

@@ -525,7 +525,8 @@ func TestChoose(t *testing.T) {
 	small, large := disk("small-01", 100, nil), disk("large-01", 200, nil)
 	zfs := disk("zfs-01", 300, func(d *inventory.Disk) { d.Signatures = []string{"gpt", "zfs_member"} })
 	nameless := inventory.Disk{DiskID: inventory.DiskID{Size: 900}, Bus: "sata"}
-	all := []inventory.Disk{usb, removable, busy, nameless, small, large}
+	luks := disk("luks-01", 300, func(d *inventory.Disk) { d.Signatures = []string{"crypto_LUKS"} })
+	all := []inventory.Disk{usb, removable, nameless, small, large}
 	for _, tt := range []struct {
 		name  string
 		disks []inventory.Disk
@@ -533,6 +534,11 @@ func TestChoose(t *testing.T) {
 		size  int64
 		want  string // serials wiped, the target first; or part of the error after "!"
 	}{
+		{"in use", append([]inventory.Disk{busy}, all...), convert.Approval{}, 50, "!in use"},
+		{"in use among all", append([]inventory.Disk{busy}, all...), convert.Approval{Target: "small-01", Disks: "all"}, 50, "!in use"},
+		{"in use and named", append([]inventory.Disk{busy}, all...), convert.Approval{Target: "busy-01"}, 50, "!in use"},
+		{"in use and another named", append([]inventory.Disk{busy}, all...), convert.Approval{Target: "small-01"}, 50, "small-01"},
+		{"encrypted", []inventory.Disk{luks, small}, convert.Approval{}, 50, "!carries crypto_LUKS"},
 		{"largest internal", all, convert.Approval{}, 50, "large-01"},
 		{"order does not matter", []inventory.Disk{large, small}, convert.Approval{}, 50, "large-01"},
 		{"named", all, convert.Approval{Target: "small-01"}, 50, "small-01"},

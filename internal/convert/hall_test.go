@@ -61,6 +61,7 @@ type layout struct {
 	Protect map[int]bool
 	Max     int
 	Auto    bool
+	Bare    bool    // site.yaml names machines by their MAC alone
 	Dead    bool    // the machines never reach the boot server: the test is the agent
 	Feed    float64 // amps at 230 V; 0: no power tree
 	// Die makes the server's process kill itself once for each node, when the
@@ -104,6 +105,9 @@ func (l layout) site() convert.Site {
 	for i := range l.Nodes {
 		s.Specs = append(s.Specs, inventory.Spec{Name: nodeID(i), Position: inventory.Position(fmt.Sprintf("A%d", i)), Class: "rig",
 			MACs: []inventory.MAC{macOf(i)}, Watts: 1000, Circuit: circuit, Protect: l.Protect[i]})
+		if !l.Bare {
+			s.Specs[i].Serial = fmt.Sprintf("SIM-B%05d", i)
+		}
 		s.StandsFor[nodeID(i)] = []convert.StandIn{{PCI: "0000:01:00.0", Model: "RTX 3090", UUID: fmt.Sprintf("GPU-%d", i), VRAM: 24 << 30}}
 	}
 	return s

@@ -81,6 +81,14 @@ func (t *turn) inspection(o store.Observation) error {
 }
 
 func (t *turn) take(f found, hw inventory.Hardware) {
+	if was := t.n.Hardware; was != nil && was.Digest() != hw.Digest() {
+		if id := inventory.Identify(t.n.Spec, was, hw); id.Match != inventory.Confirmed {
+			detail, _ := changes(was, hw)
+			t.alarm("an inspection replaces what was known of it: "+detail+"; "+id.Err().Error(), map[string]string{
+				"addr": f.Addr, "board": was.Board.Serial + " > " + hw.Board.Serial, "chassis": was.Board.ChassisSerial + " > " + hw.Board.ChassisSerial,
+			})
+		}
+	}
 	ev := map[string]string{"mode": f.Mode}
 	if f.Addr != "" {
 		ev["addr"] = f.Addr

@@ -38,7 +38,8 @@ func approvalOf(id string, node inventory.NodeID, p map[string]string) approval 
 
 // foreign signatures say that somebody's data may be on the disk: rule 2 wants
 // each of them named before it is destroyed.
-var foreign = []string{"zfs_member", "LVM2_member", "ceph_bluestore", "linux_raid_member", "BitLocker"}
+var foreign = []string{"zfs_member", "LVM2_member", "ceph_bluestore", "linux_raid_member", "isw_raid_member", "ddf_raid_member",
+	"BitLocker", "crypto_LUKS", "bcache", "VMFS_volume_member"}
 
 // plan says what a conversion of the node would do, or why there can be none.
 func (t *turn) plan(a approval) (inventory.Plan, error) {
@@ -57,6 +58,11 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 		return inventory.Plan{}, fmt.Errorf("it is protected in site.yaml")
 	case n.Hold != nil:
 		return inventory.Plan{}, fmt.Errorf("it is held by %s: %s", n.Hold.Owner, n.Hold.Reason)
+	}
+	if own, err := t.installedSaid(); err != nil {
+		return inventory.Plan{}, err
+	} else if own {
+		return inventory.Plan{}, fmt.Errorf("what is known of its disks is what the system on one of them said: inspect it again: smelt node reinspect %s", n.ID)
 	}
 	p := inventory.Plan{
 		Run: a.run, Allow: a.allow, Hardware: n.Hardware.Digest(), Cluster: t.Site.Cluster,
@@ -93,14 +99,33 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	return p.Seal(), nil
 }
 
+// installedSaid tells whether the last inspection came from a system on the
+// node's own disk: which disk is in use there says nothing about which may be
+// written.
+func (t *turn) installedSaid() (bool, error) {
+	h, err := t.all()
+	if err != nil {
+		return false, err
+	}
+	for i := len(h) - 1; i >= 0; i-- {
+		if h[i].Kind == inventory.KindInspected {
+			return h[i].Evidence["mode"] == modeInstalled, nil
+		}
+	}
+	return false, nil
+}
+
 // choose picks the disk for the image and the disks to wipe: the largest
-// internal one unless it is named; never a removable one, one on USB, or one
-// in use by the inspection system itself.
+// internal one unless it is named; never a removable one or one on USB. A disk
+// in use is no disk to pass over: the plan would silently take another.
 func choose(disks []inventory.Disk, a approval, size int64) (target inventory.DiskID, wipe []inventory.DiskID, err error) {
 	var fit []inventory.Disk
 	for _, d := range disks {
-		if d.Removable || d.Bus == "usb" || d.InUse || d.Size <= 0 || !d.Same(d.DiskID) {
+		if d.Removable || d.Bus == "usb" || d.Size <= 0 || !d.Same(d.DiskID) {
 			continue
+		}
+		if named := a.target == d.Serial || a.target == d.WWN || a.target == d.Path; d.InUse && (a.target == "" || named || a.disks == "all") {
+			return target, nil, fmt.Errorf("its %s was in use when it was inspected: inspect it again: smelt node reinspect", d.DiskID)
 		}
 		fit = append(fit, d)
 	}
