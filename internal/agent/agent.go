@@ -15,8 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,8 +51,8 @@ type Config struct {
 	Handoff   *api.Handoff        // installed system
 	StateDir  string              // /run/smelt or /var/lib/smelt
 	System    inspect.System
-	// Seal and Unseal set a disk read-only in the kernel and lift that; nil
-	// where disks are not sealed.
+	// Seal and Unseal set a disk read-only in the kernel and lift that, for one
+	// disk at a time; nil where disks are not sealed.
 	Seal, Unseal func(disk string) error
 	GPUHelper    string // path of smelt-gpu
 	ImageBase    string // image store this machine was written from, for the network check
@@ -85,6 +88,14 @@ type Agent struct {
 	clock  clock
 	live   *reporter
 	ready  chan struct{}
+	putOff putOff // of the one job there is at a time
+}
+
+// putOff counts what stood in the way of an order that is asked for again.
+type putOff struct {
+	order     string
+	conflicts int // permits the server refused
+	backoff
 }
 
 // New checks c. It talks to nobody.
@@ -463,7 +474,10 @@ func (a *Agent) do(ctx context.Context, o api.Order) (end End, again bool) {
 		return endOf(o, *st.Last), false
 	}
 	a.log.Info("order", "id", o.ID, "kind", o.Kind, "fence", o.Fence, "why", o.Why)
-	r := a.execute(ctx, o)
+	if a.putOff.order != o.ID {
+		a.putOff = putOff{order: o.ID}
+	}
+	r := bounded(a.execute(ctx, o))
 	if ctx.Err() != nil && !r.OK {
 		// Interrupted by a newer order or by the end of the process: no result.
 		a.log.Warn("order interrupted", "id", o.ID, "kind", o.Kind)
@@ -471,7 +485,7 @@ func (a *Agent) do(ctx context.Context, o api.Order) (end End, again bool) {
 	}
 	if r.Cause == undecided {
 		a.log.Warn("order put off", "id", o.ID, "kind", o.Kind, "err", r.Error)
-		sleep(ctx, shortWait+rand.N(shortWait))
+		a.putOff.wait(ctx)
 		return 0, true
 	}
 	r.Order, r.Kind = o.ID, o.Kind
@@ -569,6 +583,43 @@ func (a *Agent) inspect(ctx context.Context, o api.Order) api.Result {
 
 func failed(cause string, err error) api.Result {
 	return api.Result{Cause: cause, Error: err.Error()}
+}
+
+// What a result may hold: the server keeps it in the history of the node for
+// good, and what a drive, a tool or a server answers may be of any length.
+const (
+	maxText     = 4 << 10
+	maxEvidence = 32
+	maxKey      = 256
+)
+
+// bounded cuts what is too long in r and says so.
+func bounded(r api.Result) api.Result {
+	r.Error = cut(r.Error, maxText)
+	if len(r.Evidence) == 0 {
+		return r
+	}
+	keys := slices.Sorted(maps.Keys(r.Evidence))
+	out := map[string]string{}
+	if n := len(keys) - (maxEvidence - 1); n > 1 {
+		keys = keys[:maxEvidence-1]
+		out["left out"] = fmt.Sprintf("%d more entries", n)
+	}
+	for _, k := range keys {
+		out[cut(k, maxKey)] = cut(r.Evidence[k], maxText)
+	}
+	r.Evidence = out
+	return r
+}
+
+// cut returns at most n bytes of s, whole characters only.
+func cut(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\ufffd")
+	if len(s) <= n {
+		return s
+	}
+	mark := fmt.Sprintf(" ... (%d bytes in all)", len(s))
+	return strings.ToValidUTF8(s[:n-len(mark)], "") + mark
 }
 
 // clock is the server's time, kept by our monotonic clock.

@@ -170,7 +170,7 @@ type fakeServer struct {
 	node   inventory.NodeID
 	nonce  string
 	fence  uint64
-	permit func(id string) int // status of a permit use; nil: 200 once
+	permit func(id string) int // status of a permit use, 0: none ever; nil: 200 once
 
 	mu       sync.Mutex
 	order    api.Order
@@ -260,16 +260,23 @@ func newFakeServer(t *testing.T, l net.Listener) *fakeServer {
 		if !decode(w, r, &v) {
 			return
 		}
+		code := http.StatusOK
+		defer func() {
+			if code == 0 {
+				<-r.Context().Done()
+			}
+		}()
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		code := http.StatusOK
 		if f.permit != nil {
 			code = f.permit(v.ID)
 		} else if f.used[v.ID] {
 			code = http.StatusConflict
 		}
 		f.used[v.ID] = true
-		w.WriteHeader(code)
+		if code != 0 {
+			w.WriteHeader(code)
+		}
 	}))
 	mux.HandleFunc("GET "+api.PathChunks, auth(func(w http.ResponseWriter, _ *http.Request) {
 		f.mu.Lock()

@@ -5,15 +5,19 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 
@@ -81,11 +85,17 @@ type seals struct {
 	mu     sync.Mutex
 	opened []string
 	open   map[string]bool
+	hook   func(name string, open bool) error // called first
 }
 
 func (s *seals) set(name string, open bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.hook != nil {
+		if err := s.hook(name, open); err != nil {
+			return err
+		}
+	}
 	if s.open == nil {
 		s.open = map[string]bool{}
 	}
@@ -235,9 +245,6 @@ func TestGuards(t *testing.T) {
 		}, "disk", nil},
 		{"foreign data", func(_ *fakeServer, m *machine, _ *api.Order, _ *inventory.Permit) { luks(m, "vda") }, "foreign-data", nil},
 		{"unknown level", func(_ *fakeServer, _ *machine, o *api.Order, _ *inventory.Permit) { o.Wipe.Level = "everything" }, "other", nil},
-		{"server says no", func(f *fakeServer, _ *machine, _ *api.Order, _ *inventory.Permit) {
-			f.permit = func(string) int { return http.StatusConflict }
-		}, "permit", nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -267,7 +274,7 @@ func TestGuards(t *testing.T) {
 			if len(s.opened) > 0 {
 				t.Errorf("opened: %v", s.opened)
 			}
-			if f.permit == nil && len(f.used) > 0 {
+			if len(f.used) > 0 {
 				t.Errorf("permits used: %v", f.used)
 			}
 		})
@@ -323,9 +330,27 @@ func TestWipe(t *testing.T) {
 	}
 }
 
-// A permit whose use was not answered is not used; the order is asked for again
-// and done with another one.
+// A permit whose use was not answered, or not answered yes or no, is not used;
+// the order is asked for again and done with another one.
 func TestPermitWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	for _, code := range []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusUnauthorized, http.StatusMovedPermanently, http.StatusConflict} {
+		t.Run(http.StatusText(code), func(t *testing.T) {
+			t.Parallel()
+			permitWithoutAnswer(t, func() int { return code })
+		})
+	}
+	t.Run("connection lost", func(t *testing.T) {
+		t.Parallel()
+		permitWithoutAnswer(t, func() int { panic(http.ErrAbortHandler) })
+	})
+	t.Run("never", func(t *testing.T) {
+		t.Parallel()
+		permitWithoutAnswer(t, func() int { return 0 })
+	})
+}
+
+func permitWithoutAnswer(t *testing.T, first func() int) {
 	m := newMachine(t)
 	id := m.disk("vda", "GOOD-1", "somebody's data. ")
 	f := newFakeServer(t, nil)
@@ -345,16 +370,241 @@ func TestPermitWithoutAnswer(t *testing.T) {
 			t.Error("written before the answer")
 		}
 		f.order = replacement
-		return http.StatusBadGateway
+		return first()
 	}
-	if r := f.result(f.sign(o, p, f.key)); !r.OK {
+	if r := f.resultIn(f.sign(o, p, f.key), 40*time.Second); !r.OK {
 		t.Errorf("result = %+v", r)
 	}
 	if len(asked) != 2 || asked[1] != "permit-2" {
 		t.Errorf("asked for %v", asked)
 	}
+	if len(f.results) != 1 {
+		t.Errorf("results: %+v", f.results)
+	}
 	if m.sum("vda") == before {
 		t.Error("not wiped")
+	}
+}
+
+// A server that never agrees is a failure at last, and another order begins to
+// count again.
+func TestPermitRefused(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	id := m.disk("vda", "GOOD-1", "somebody's data. ")
+	f := newFakeServer(t, nil)
+	s := start(t, f, m, agent.Convert, t.TempDir())
+	before := m.sum("vda")
+	asked := 0
+	f.permit = func(string) int { asked++; return http.StatusConflict }
+	o, p := f.wipeOrder("wipe-1", id)
+	if r := f.result(f.sign(o, p, f.key)); r.OK || r.Cause != "permit" {
+		t.Errorf("result = %+v", r)
+	}
+	if asked != 4 {
+		t.Errorf("%d questions, want 4", asked)
+	}
+	if m.sum("vda") != before || len(s.opened) > 0 {
+		t.Errorf("written; opened %v", s.opened)
+	}
+	f.permit = func(string) int {
+		if asked++; asked == 5 {
+			return http.StatusConflict
+		}
+		return http.StatusOK
+	}
+	o, p = f.wipeOrder("wipe-2", id)
+	if r := f.result(f.sign(o, p, f.key)); !r.OK || asked != 6 {
+		t.Errorf("result = %+v after %d questions", r, asked)
+	}
+}
+
+// While one disk is wiped, which takes hours, the next one may change. It is
+// looked for again, and only one disk is ever writable.
+func TestDisksChangeDuringWipe(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		change func(m *machine) // once the first disk is writable
+		cause  string
+		safe   string // what must stay as it is from then on
+		wiped  string
+	}{
+		{"another disk took its name", func(m *machine) {
+			m.write("sys/block/vdb/serial", "STICK\n")
+			m.write("dev/vdb", string(bytes.Repeat([]byte("family photos  \n"), diskSize/16)))
+		}, "identity", "vdb", ""},
+		{"it is another size", func(m *machine) { m.write("sys/block/vdb/size", "4096\n") }, "identity", "vdb", ""},
+		{"it came back under another name", func(m *machine) {
+			m.write("sys/block/vdb/serial", "STICK\n")
+			m.write("sys/block/vdc/serial", "GOOD-2\n")
+		}, "", "vdb", "vdc"},
+		{"it is in use now", func(m *machine) { m.write("sys/block/vdb/holders/md0", "") }, "disk", "vdb", ""},
+		{"it holds foreign data now", func(m *machine) { luks(m, "vdb") }, "foreign-data", "vdb", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			first, second := m.disk("vda", "GOOD-1", "somebody's data. "), m.disk("vdb", "GOOD-2", "somebody's too...")
+			m.disk("vdc", "OTHER", "something else...")
+			second.Path = "" // the bay is not what the plan goes by
+			f := newFakeServer(t, nil)
+			s := start(t, f, m, agent.Convert, t.TempDir())
+			var before, target string
+			s.hook = func(name string, open bool) error {
+				for n, is := range s.open {
+					if is && open {
+						t.Errorf("%s becomes writable while %s is", name, n)
+					}
+				}
+				if open && before == "" {
+					tc.change(m)
+					before = m.sum(tc.safe)
+					if tc.wiped != "" {
+						target = m.sum(tc.wiped)
+					}
+				}
+				return nil
+			}
+			o, p := f.wipeOrder("wipe-1", first, second)
+			r := f.result(f.sign(o, p, f.key))
+			if r.Cause != tc.cause || r.OK != (tc.cause == "") {
+				t.Errorf("result = %+v, want cause %q", r, tc.cause)
+			}
+			if len(r.Wiped) == 0 || r.Wiped[0].Disk != first {
+				t.Errorf("wiped = %+v, want the first disk in it", r.Wiped)
+			}
+			if m.sum(tc.safe) != before {
+				t.Error("the wrong disk was written")
+			}
+			if tc.wiped != "" && m.sum(tc.wiped) == target {
+				t.Error("the right disk was not written")
+			}
+			for n, is := range s.open {
+				if is || n == tc.safe {
+					t.Errorf("%s: writable %t", n, is)
+				}
+			}
+		})
+	}
+}
+
+// What is written is what was compared, not what has its name a moment later.
+func TestSwapAfterComparison(t *testing.T) {
+	m := newMachine(t)
+	id := m.disk("vda", "GOOD-1", "somebody's data. ")
+	f := newFakeServer(t, nil)
+	s := start(t, f, m, agent.Convert, t.TempDir())
+	right := m.sum("vda")
+	var stick string
+	s.hook = func(_ string, open bool) error {
+		if !open {
+			return nil
+		}
+		if err := os.Rename(filepath.Join(m.root, "dev/vda"), filepath.Join(m.root, "dev/gone")); err != nil {
+			return err
+		}
+		m.write("dev/vda", string(bytes.Repeat([]byte("family photos  \n"), diskSize/16)))
+		stick = m.sum("vda")
+		return nil
+	}
+	o, p := f.wipeOrder("wipe-1", id)
+	if r := f.result(f.sign(o, p, f.key)); !r.OK {
+		t.Errorf("result = %+v", r)
+	}
+	if m.sum("vda") != stick {
+		t.Error("the disk that took the name was written")
+	}
+	if m.sum("gone") == right {
+		t.Error("the disk that was compared was not written")
+	}
+}
+
+// A disk that stays writable stops the order.
+func TestSealFails(t *testing.T) {
+	m := newMachine(t)
+	first, second := m.disk("vda", "GOOD-1", "somebody's data. "), m.disk("vdb", "GOOD-2", "somebody's too...")
+	f := newFakeServer(t, nil)
+	s := start(t, f, m, agent.Convert, t.TempDir())
+	before := m.sum("vdb")
+	s.hook = func(_ string, open bool) error {
+		if !open {
+			return errors.New("the kernel says no")
+		}
+		return nil
+	}
+	o, p := f.wipeOrder("wipe-1", first, second)
+	if r := f.result(f.sign(o, p, f.key)); r.OK || r.Cause != "disk" || len(r.Wiped) != 1 || m.sum("vdb") != before {
+		t.Errorf("result = %+v", r)
+	}
+}
+
+// On a real block device the number of what is open is held against the
+// kernel's for that name.
+func TestDeviceNumber(t *testing.T) {
+	need(t, os.Geteuid() == 0, "root for loop devices")
+	for _, tc := range []struct {
+		name, number, cause string
+	}{
+		{"is", "", ""},
+		{"is not", "253:16", "identity"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m := newMachine(t)
+			id := m.disk("vda", "GOOD-1", "somebody's data. ")
+			file := filepath.Join(m.root, "dev/vda")
+			backing := filepath.Join(m.root, "backing")
+			if err := os.Rename(file, backing); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command("losetup", "--find", "--show", backing).CombinedOutput()
+			if err != nil {
+				t.Fatalf("losetup: %v\n%s", err, out)
+			}
+			dev := strings.TrimSpace(string(out))
+			t.Cleanup(func() {
+				if out, err := exec.Command("losetup", "-d", dev).CombinedOutput(); err != nil {
+					t.Errorf("losetup -d %s: %v\n%s", dev, err, out)
+				}
+			})
+			if err := os.Symlink(dev, file); err != nil {
+				t.Fatal(err)
+			}
+			number := tc.number
+			if number == "" {
+				b, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(dev), "dev"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				number = string(b)
+			}
+			m.write("sys/block/vda/dev", number)
+			before := m.sum("vda")
+			f := newFakeServer(t, nil)
+			s := start(t, f, m, agent.Convert, t.TempDir())
+			o, p := f.wipeOrder("wipe-1", id)
+			r := f.result(f.sign(o, p, f.key))
+			if r.OK != (tc.cause == "") || r.Cause != tc.cause {
+				t.Errorf("result = %+v", r)
+			}
+			if written := m.sum("vda") != before; written != r.OK || len(f.used) > 0 != r.OK || len(s.opened) > 0 != r.OK {
+				t.Errorf("written %t, permits %v, opened %v", written, f.used, s.opened)
+			}
+		})
+	}
+}
+
+// A result is small, however long what went wrong is.
+func TestResultIsBounded(t *testing.T) {
+	m := newMachine(t)
+	id := m.disk("vda", "GOOD-1", "somebody's data. ")
+	f := newFakeServer(t, nil)
+	start(t, f, m, agent.Convert, t.TempDir())
+	o, _ := f.wipeOrder("wipe-1", id)
+	o.Wipe.Level = strings.Repeat("\u00e4", 1<<19)
+	r := f.result(o)
+	if n := len(r.Error); n > 4<<10 || n < 4000 || !utf8.ValidString(r.Error) || !strings.HasPrefix(r.Error, "wipe level") || !strings.Contains(r.Error, "bytes in all") {
+		t.Errorf("%d bytes: %.80q", n, r.Error)
 	}
 }
 

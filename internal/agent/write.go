@@ -37,31 +37,30 @@ func (a *Agent) wipe(ctx context.Context, o api.Order) api.Result {
 	if err != nil {
 		return failed("other", err)
 	}
-	disks, r := a.authorise(ctx, o, destruction{action: api.OrderWipe, disks: w.Disks, allow: w.Allow})
-	if r != nil {
+	if r := a.authorise(ctx, o, destruction{action: api.OrderWipe, disks: w.Disks, allow: w.Allow}); r != nil {
 		return failed(r.cause, r)
 	}
-	shut, err := a.open(disks)
-	if err != nil {
-		return failed("disk", err)
-	}
-	defer shut()
 	res := api.Result{OK: true, Evidence: map[string]string{}}
-	for i, d := range disks {
-		began := time.Now()
-		got, err := disk.Wipe(ctx, a.device(d), level, func(done, total int64) {
-			a.progress(o, (float64(i)+frac(done, total))/float64(len(disks)), "wiping "+d.Name+" ("+level.String()+")", rate(done, began))
+	for i, want := range w.Disks {
+		one := a.with(ctx, want, w.Allow, func(h *held) api.Result {
+			began := time.Now()
+			got, err := disk.Wipe(ctx, h.path(), level, func(done, total int64) {
+				a.progress(o, (float64(i)+frac(done, total))/float64(len(w.Disks)), "wiping "+h.Name+" ("+level.String()+")", rate(done, began))
+			})
+			// A weaker level than asked is reported and is a failure.
+			if got.Reached != 0 {
+				res.Wiped = append(res.Wiped, api.Wiped{Disk: want, Level: got.Reached.String(), Took: got.Elapsed})
+			}
+			if err != nil {
+				return failed("disk", err)
+			}
+			res.Evidence["wipe "+want.String()] = fmt.Sprintf("%s, %d bytes, sample reads as zeros: %t", got.Reached, got.Bytes, got.Zeros)
+			return api.Result{OK: true}
 		})
-		// A weaker level than asked is reported and is a failure.
-		if got.Reached != 0 {
-			res.Wiped = append(res.Wiped, api.Wiped{Disk: w.Disks[i], Level: got.Reached.String(), Took: got.Elapsed})
+		if !one.OK {
+			one.Wiped = res.Wiped
+			return one
 		}
-		if err != nil {
-			f := failed("disk", err)
-			f.Wiped = res.Wiped
-			return f
-		}
-		res.Evidence["wipe "+w.Disks[i].String()] = fmt.Sprintf("%s, %d bytes, sample reads as zeros: %t", got.Reached, got.Bytes, got.Zeros)
 	}
 	return res
 }
@@ -114,20 +113,18 @@ func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
 	chunks := a.chunkMap(ctx, len(m.Chunks))
 
 	// No foreign signature may be left where the plan's wipe has been: none is allowed.
-	disks, r := a.authorise(ctx, o, destruction{action: api.OrderImage, disks: []inventory.DiskID{w.Target}, image: w.Manifest})
-	if r != nil {
+	if r := a.authorise(ctx, o, destruction{action: api.OrderImage, disks: []inventory.DiskID{w.Target}, image: w.Manifest}); r != nil {
 		return failed(r.cause, r)
 	}
-	shut, err := a.open(disks)
-	if err != nil {
-		return failed("disk", err)
-	}
-	defer shut()
-	dev := a.device(disks[0])
+	return a.with(ctx, w.Target, nil, func(h *held) api.Result { return a.writeImage(ctx, o, h, m, chunks, client) })
+}
 
+// writeImage writes image m to the disk that is held and hands over.
+func (a *Agent) writeImage(ctx context.Context, o api.Order, h *held, m images.Manifest, chunks disk.Map, client *http.Client) api.Result {
+	w := o.Image
 	saver := a.saveChunks(ctx)
 	began := time.Now()
-	got, err := disk.Write(ctx, dev, m, disk.HTTP(client, strings.TrimSuffix(w.Base, "/")+"/blob/"+m.Blob.String()), disk.Options{
+	got, err := disk.Write(ctx, h.path(), m, disk.HTTP(client, strings.TrimSuffix(w.Base, "/")+"/blob/"+m.Blob.String()), disk.Options{
 		Done: chunks,
 		Progress: func(p disk.Progress) {
 			saver.set(p.Map)
@@ -143,11 +140,11 @@ func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
 		return failed(causeOfWrite(err, w.Base), err)
 	}
 	a.progress(o, 0.96, "growing and handing over", 0)
-	if err := a.handOver(ctx, disks[0], m, w); err != nil {
+	if err := a.handOver(ctx, h, m, w); err != nil {
 		return failed("disk", err)
 	}
 	return api.Result{OK: true, Evidence: map[string]string{
-		"image":   want.String(),
+		"image":   w.Manifest,
 		"disk":    w.Target.String(),
 		"written": fmt.Sprint(got.Written), "zeroed": fmt.Sprint(got.Zeroed), "reused": fmt.Sprint(got.Reused),
 		"fetched": fmt.Sprint(got.Fetched), "retries": fmt.Sprint(got.Retries), "readBack": fmt.Sprint(got.ReadBack),
@@ -274,23 +271,26 @@ func ReadHandoff(file string) (Handed, error) {
 // handOver grows the root file system to the end of the disk and writes into
 // it who the machine is. Only after this is the order done; a power cut before
 // leaves a whole image that nobody takes for a converted node.
-func (a *Agent) handOver(ctx context.Context, d inventory.Disk, m images.Manifest, w *api.ImageOrder) error {
-	dev := a.device(d)
-	if err := reread(ctx, dev); err != nil {
+func (a *Agent) handOver(ctx context.Context, h *held, m images.Manifest, w *api.ImageOrder) error {
+	if err := reread(ctx, h.path()); err != nil {
 		return err
 	}
-	last, err := disk.Grow(dev)
+	last, err := disk.Grow(h.path())
 	if err != nil {
 		return err
 	}
-	part := disk.PartitionPath(dev, last.Number)
+	part := disk.PartitionPath(a.device(h.Disk), last.Number)
 	if err := appears(ctx, part); err != nil {
+		return err
+	}
+	// A partition can be found by name only: is that still the name?
+	if err := a.named(h); err != nil {
 		return err
 	}
 	if uuid, err := ext4UUID(part); err != nil {
 		return err
 	} else if m.Root != "" && !strings.EqualFold(uuid, m.Root) {
-		return fmt.Errorf("the last partition of %s is file system %s, the image's root is %s", d.Name, uuid, m.Root)
+		return fmt.Errorf("the last partition of %s is file system %s, the image's root is %s", h.Name, uuid, m.Root)
 	}
 	dir, err := os.MkdirTemp("", "smelt-root-")
 	if err != nil {
@@ -305,12 +305,7 @@ func (a *Agent) handOver(ctx context.Context, d inventory.Disk, m images.Manifes
 	if e := unix.Unmount(dir, 0); e != nil {
 		err = errors.Join(err, fmt.Errorf("unmount %s: %v", part, e))
 	}
-	f, e := os.OpenFile(dev, os.O_RDONLY, 0)
-	if e != nil {
-		return errors.Join(err, e)
-	}
-	e = f.Sync()
-	return errors.Join(err, e, f.Close())
+	return errors.Join(err, h.f.Sync())
 }
 
 func fill(dir, part string, w *api.ImageOrder) error {

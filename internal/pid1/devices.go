@@ -25,8 +25,17 @@ type Devices struct {
 	last time.Time
 
 	mu   sync.Mutex
-	open map[string]bool // disks that Unseal opened
+	open disk // the one that Unseal opened
+
+	// Stand-ins for the kernel in a test.
+	sys string                          // folder instead of /sys
+	ro  func(name string, ro int) error // instead of setReadOnly
 }
+
+// disk is one appearance of a disk: a name passes on to the next disk, the
+// kernel's sequence number does not (Documentation/ABI/stable/sysfs-block,
+// diskseq, since Linux 5.15).
+type disk struct{ name, seq string }
 
 // Listen opens the socket. What appears from now on is not missed.
 func (d *Devices) Listen() error {
@@ -84,7 +93,13 @@ func (d *Devices) once() {
 	if nl, ok := from.(*unix.SockaddrNetlink); !ok || nl.Pid != 0 {
 		return
 	}
-	ev := parseUevent(b[:n])
+	d.handle(parseUevent(b[:n]))
+}
+
+func (d *Devices) handle(ev map[string]string) {
+	if ev["SUBSYSTEM"] == "block" && ev["ACTION"] == "remove" {
+		d.removed(ev["DEVPATH"], ev["DISKSEQ"])
+	}
 	if ev["ACTION"] != "add" && ev["ACTION"] != "change" {
 		return
 	}
@@ -100,40 +115,86 @@ func (d *Devices) once() {
 // appeared seals a new disk or partition, unless its disk is being written.
 func (d *Devices) appeared(devpath, kind string) {
 	name := filepath.Base(devpath)
-	disk := name
+	whole := name
 	if kind == "partition" {
-		disk = filepath.Base(filepath.Dir(devpath))
+		whole = filepath.Base(filepath.Dir(devpath))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.open[disk] {
+	if d.isOpen(whole) {
 		return
 	}
-	if err := setReadOnly(name, 1); err != nil {
+	if err := d.setReadOnly(name, 1); err != nil {
 		d.Log.Warn("disk could not be set read-only", "disk", name, "err", err)
 	}
 }
 
-// Seal sets one disk and its partitions read-only in the kernel.
-func (d *Devices) Seal(disk string) error { return d.set(disk, 1) }
-
-// Unseal lifts Seal, also for partitions that appear while the disk is open.
-func (d *Devices) Unseal(disk string) error { return d.set(disk, 0) }
-
-func (d *Devices) set(disk string, ro int) error {
+// removed forgets that a disk was open: what takes its name next is another.
+func (d *Devices) removed(devpath, seq string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.open == nil {
-		d.open = map[string]bool{}
+	if d.open.name == filepath.Base(devpath) && (seq == "" || d.open.seq == "" || d.open.seq == seq) {
+		d.open = disk{}
 	}
-	d.open[disk] = ro == 0
-	errs := []error{setReadOnly(disk, ro)}
-	parts, err := filepath.Glob(filepath.Join("/sys/block", disk, disk+"*"))
+}
+
+// isOpen tells whether the disk of that name is the very one that Unseal
+// opened, also where the announcement of a swap was lost.
+func (d *Devices) isOpen(name string) bool {
+	return d.open.name == name && d.open == d.now(name)
+}
+
+// now is the disk that has a name at this moment.
+func (d *Devices) now(name string) disk {
+	b, _ := os.ReadFile(filepath.Join(d.sysfs(), "block", name, "diskseq"))
+	return disk{name, strings.TrimSpace(string(b))}
+}
+
+func (d *Devices) sysfs() string {
+	if d.sys != "" {
+		return d.sys
+	}
+	return "/sys"
+}
+
+func (d *Devices) setReadOnly(name string, ro int) error {
+	if d.ro != nil {
+		return d.ro(name, ro)
+	}
+	return setReadOnly(name, ro)
+}
+
+// Seal sets one disk and its partitions read-only in the kernel.
+func (d *Devices) Seal(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open.name == name {
+		d.open = disk{}
+	}
+	return d.set(name, 1)
+}
+
+// Unseal lifts Seal, also for partitions that appear while the disk is open. It
+// does so for one disk at a time: whoever writes one has sealed the last one.
+func (d *Devices) Unseal(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.open.name != "" {
+		return fmt.Errorf("disk %s stays read-only: %s is writable and only one may be", name, d.open.name)
+	}
+	d.open = d.now(name)
+	return d.set(name, 0)
+}
+
+// set is called with mu held.
+func (d *Devices) set(name string, ro int) error {
+	errs := []error{d.setReadOnly(name, ro)}
+	parts, err := filepath.Glob(filepath.Join(d.sysfs(), "block", name, name+"*"))
 	if err != nil {
 		return err
 	}
 	for _, p := range parts {
-		errs = append(errs, setReadOnly(filepath.Base(p), ro))
+		errs = append(errs, d.setReadOnly(filepath.Base(p), ro))
 	}
 	return errors.Join(errs...)
 }
@@ -154,20 +215,20 @@ func parseUevent(b []byte) map[string]string {
 func (d *Devices) SealAll() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	names, err := os.ReadDir("/sys/class/block")
+	names, err := os.ReadDir(filepath.Join(d.sysfs(), "class/block"))
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, n := range names {
-		real, err := filepath.EvalSymlinks(filepath.Join("/sys/class/block", n.Name()))
+		real, err := filepath.EvalSymlinks(filepath.Join(d.sysfs(), "class/block", n.Name()))
 		if err != nil {
 			continue // gone again
 		}
-		if d.open[n.Name()] || d.open[filepath.Base(filepath.Dir(real))] {
+		if d.isOpen(n.Name()) || d.isOpen(filepath.Base(filepath.Dir(real))) {
 			continue
 		}
-		if err := setReadOnly(n.Name(), 1); err != nil {
+		if err := d.setReadOnly(n.Name(), 1); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package pid1
 
 import (
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -123,5 +124,96 @@ func TestParseUevent(t *testing.T) {
 	want := map[string]string{"ACTION": "add", "DEVPATH": "/devices/pci0/block/sda/sda1", "SUBSYSTEM": "block", "DEVTYPE": "partition", "X": "a=b"}
 	if !maps.Equal(got, want) {
 		t.Errorf("uevent = %v", got)
+	}
+}
+
+// A disk that takes the name of the one being written is read-only, whether its
+// announcement came or was lost, and no two disks are writable at once.
+func TestSeals(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		swap func(d *Devices, become func(seq string))
+		want bool // sda and its partition are read-only at the end
+	}{
+		{"nothing happens", func(d *Devices, _ func(string)) { _ = d.SealAll() }, false},
+		{"its partitions appear", func(d *Devices, _ func(string)) {
+			for _, action := range []string{"remove", "add"} {
+				d.handle(map[string]string{"ACTION": action, "SUBSYSTEM": "block", "DEVTYPE": "partition", "DEVPATH": "/devices/x/block/sda/sda1", "DISKSEQ": "7"})
+			}
+		}, false},
+		{"another is removed", func(d *Devices, _ func(string)) {
+			d.handle(map[string]string{"ACTION": "remove", "SUBSYSTEM": "block", "DEVTYPE": "disk", "DEVPATH": "/devices/x/block/sdb", "DISKSEQ": "8"})
+			_ = d.SealAll()
+		}, false},
+		{"removed, and another takes the name", func(d *Devices, become func(string)) {
+			d.handle(map[string]string{"ACTION": "remove", "SUBSYSTEM": "block", "DEVTYPE": "disk", "DEVPATH": "/devices/x/block/sda", "DISKSEQ": "7"})
+			become("9")
+			d.handle(map[string]string{"ACTION": "add", "SUBSYSTEM": "block", "DEVTYPE": "disk", "DEVPATH": "/devices/x/block/sda", "DISKSEQ": "9"})
+			d.handle(map[string]string{"ACTION": "add", "SUBSYSTEM": "block", "DEVTYPE": "partition", "DEVPATH": "/devices/x/block/sda/sda1", "DISKSEQ": "9"})
+		}, true},
+		{"the same on a kernel without sequence numbers", func(d *Devices, become func(string)) {
+			become("")
+			d.open = disk{"sda", ""}
+			d.handle(map[string]string{"ACTION": "remove", "SUBSYSTEM": "block", "DEVTYPE": "disk", "DEVPATH": "/devices/x/block/sda"})
+			d.handle(map[string]string{"ACTION": "add", "SUBSYSTEM": "block", "DEVTYPE": "disk", "DEVPATH": "/devices/x/block/sda"})
+			d.handle(map[string]string{"ACTION": "add", "SUBSYSTEM": "block", "DEVTYPE": "partition", "DEVPATH": "/devices/x/block/sda/sda1"})
+		}, true},
+		{"announcements were lost", func(d *Devices, become func(string)) {
+			become("9")
+			_ = d.SealAll()
+		}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			sys := t.TempDir()
+			put := func(name, text string) {
+				t.Helper()
+				p := filepath.Join(sys, name)
+				if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put("block/sda/diskseq", "7\n")
+			put("block/sda/sda1/partition", "1\n")
+			put("block/sdb/diskseq", "8\n")
+			if err := os.MkdirAll(filepath.Join(sys, "class/block"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for name, to := range map[string]string{"sda": "sda", "sda1": "sda/sda1", "sdb": "sdb"} {
+				if err := os.Symlink("../../block/"+to, filepath.Join(sys, "class/block", name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sealed := map[string]bool{}
+			d := &Devices{sys: sys, Log: slog.New(slog.DiscardHandler), ro: func(name string, ro int) error {
+				sealed[name] = ro == 1
+				return nil
+			}}
+			if err := d.SealAll(); err != nil || !sealed["sda"] || !sealed["sda1"] || !sealed["sdb"] {
+				t.Fatalf("sealed %v, %v", sealed, err)
+			}
+			if err := d.Unseal("sda"); err != nil || sealed["sda"] || sealed["sda1"] {
+				t.Fatalf("unsealed: %v, %v", sealed, err)
+			}
+			if err := d.Unseal("sdb"); err == nil || !sealed["sdb"] {
+				t.Fatalf("two at once: %v, %v", sealed, err)
+			}
+			tc.swap(d, func(seq string) {
+				// The kernel makes a new disk writable.
+				sealed["sda"], sealed["sda1"] = false, false
+				put("block/sda/diskseq", seq+"\n")
+			})
+			if sealed["sda"] != tc.want || sealed["sda1"] != tc.want || !sealed["sdb"] {
+				t.Errorf("sealed %v, want sda %t", sealed, tc.want)
+			}
+			if err := d.Seal("sda"); err != nil || !sealed["sda"] || !sealed["sda1"] {
+				t.Errorf("sealed again: %v, %v", sealed, err)
+			}
+			if err := d.Unseal("sdb"); err != nil || sealed["sdb"] {
+				t.Errorf("the next one: %v, %v", sealed, err)
+			}
+		})
 	}
 }
