@@ -17,9 +17,11 @@ import (
 	"smelt/inventory"
 )
 
+// An installed agent renews its session at half of its life. It may be off for
+// days; that an old one counts for nothing is the fence's work, not the clock's.
 const (
-	sessionLife = 24 * time.Hour
-	handoffLife = 48 * time.Hour // from the image order to the first words of the installed system
+	sessionLife   = 24 * time.Hour      // of a RAM system
+	installedLife = 30 * 24 * time.Hour // of an installed system, from the image order on
 )
 
 // Fingerprint names an agent's key in permits and sessions.
@@ -232,7 +234,11 @@ func (c *Conductor) open(ctx context.Context, a store.Agent) (Session, error) {
 	raw := make([]byte, 32)
 	_, _ = rand.Read(raw) // never fails
 	token := hex.EncodeToString(raw)
-	a.Session, a.Expires = hash(token), c.Now().Add(sessionLife).UTC()
+	life := sessionLife
+	if mode(a) == modeInstalled {
+		life = installedLife
+	}
+	a.Session, a.Expires = hash(token), c.Now().Add(life).UTC()
 	if err := c.Store.PutAgent(ctx, a); err != nil {
 		return Session{}, err
 	}
@@ -274,7 +280,7 @@ func (c *Conductor) handoff(ctx context.Context, n inventory.Node) (*Handoff, er
 		mac.Write([]byte(s + "\x00"))
 	}
 	token := hex.EncodeToString(mac.Sum(nil))
-	a := store.Agent{Session: hash(token), Node: n.ID, Mode: modeInstalled, Fence: n.Fence, Expires: n.Since.Add(handoffLife).UTC()}
+	a := store.Agent{Session: hash(token), Node: n.ID, Mode: modeInstalled, Fence: n.Fence, Expires: n.Since.Add(installedLife).UTC()}
 	_, err := c.Store.Agent(ctx, a.Session, c.Now())
 	if errors.Is(err, store.ErrNotFound) {
 		err = c.Store.PutAgent(ctx, a)

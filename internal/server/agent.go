@@ -53,7 +53,14 @@ func (s *Server) session(r *http.Request) (store.Agent, error) {
 	if token == "" {
 		return store.Agent{}, store.ErrNotFound
 	}
-	return s.Store.Agent(r.Context(), hash(token), s.Now())
+	a, err := s.Store.Agent(r.Context(), hash(token), s.Now())
+	if errors.Is(err, store.ErrNotFound) {
+		// One that was good once is a machine that locked itself out, not a guess.
+		if old, oerr := s.Store.Agent(r.Context(), hash(token), time.Unix(0, 0)); oerr == nil {
+			s.Log.Warn("an agent's session is over: inspect or re-image the node", "node", old.Node, "mode", old.Mode, "expired", old.Expires)
+		}
+	}
+	return a, err
 }
 
 func (s *Server) time(w http.ResponseWriter, r *http.Request) {
@@ -219,16 +226,23 @@ func (s *Server) result(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// permit answers 200 once for each permit. Any doubt is 409: the agent then
-// does not write.
+// permit answers 200 once for each permit. A refusal is 409: the agent fails
+// the step or asks for the order again. Anything else is a trouble of ours, and
+// 503: the agent does not write, and asks again.
 func (s *Server) permit(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	var p api.PermitUse
 	if !s.read(w, r, maxProgress, &p) {
 		return
 	}
 	if err := s.Conductor.UsePermit(r.Context(), a, p.ID); err != nil {
-		s.Log.Warn("permit refused", "node", a.Node, "permit", p.ID, "err", err)
-		s.fail(w, http.StatusConflict, err.Error(), "ask for the order again")
+		if errors.Is(err, convert.ErrRefused) || errors.Is(err, store.ErrUsed) {
+			s.Log.Warn("permit refused", "node", a.Node, "permit", p.ID, "err", err)
+			s.fail(w, http.StatusConflict, err.Error(), "ask for the order again")
+			return
+		}
+		s.Log.Error("permit not answered", "node", a.Node, "permit", p.ID, "err", err)
+		w.Header().Set("Retry-After", "2")
+		s.fail(w, http.StatusServiceUnavailable, "whether the permit may be used is not known now", "ask for the order again")
 		return
 	}
 	s.json(w, http.StatusOK, p)
