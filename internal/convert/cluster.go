@@ -102,14 +102,19 @@ func (t *turn) disown(why string) error {
 	return nil
 }
 
-// stillProven asks the store, because a job is no part of a turn: what the
-// node is may have changed since the job began.
-func (c *Conductor) stillProven(ctx context.Context, id inventory.NodeID) error {
+// mayWork asks the store, because a job is no part of a turn: what the node is
+// and who holds it may have changed since the job began.
+func (c *Conductor) mayWork(ctx context.Context, id inventory.NodeID) error {
 	n, err := c.Store.Node(ctx, id)
-	if err == nil && !proven(n) {
-		err = errors.New("its PASS is not for the hardware and image it has now")
+	switch {
+	case err != nil:
+		return err
+	case n.Hold != nil:
+		return fmt.Errorf("held by %s: %s", n.Hold.Owner, n.Hold.Reason)
+	case !proven(n):
+		return errors.New("its PASS is not for the hardware and image it has now")
 	}
-	return err
+	return nil
 }
 
 // pausing is how long to leave the cluster alone after its last answer.
@@ -238,7 +243,7 @@ func (t *turn) admit() {
 	t.start("admit", func(ctx context.Context) func(*turn) error {
 		at := func(what string) error {
 			t.boundary(id, what)
-			return t.stillProven(ctx, id)
+			return t.mayWork(ctx, id)
 		}
 		proof, why, pause := admit(ctx, d, id, "passed burn-in, report "+report, at)
 		t.boundary(id, "admitted")

@@ -63,6 +63,7 @@ type Conductor struct {
 	active   map[inventory.NodeID]bool      // counts against MaxActive
 	asked    map[inventory.NodeID]time.Time // the cluster is left alone about it until then
 	booted   map[inventory.NodeID]string    // the last boot request that was stored
+	failing  map[inventory.NodeID]string    // what the last step said that failed
 	stop     stop
 }
 
@@ -108,6 +109,7 @@ func New(c Config) (*Conductor, error) {
 		due:     map[inventory.NodeID]time.Time{},
 		active:  map[inventory.NodeID]bool{},
 		asked:   map[inventory.NodeID]time.Time{},
+		failing: map[inventory.NodeID]string{},
 		booted:  map[inventory.NodeID]string{},
 	}, nil
 }
@@ -392,6 +394,7 @@ func (p *pool) once(ctx context.Context, id inventory.NodeID) {
 	err := p.c.step(ctx, id)
 	switch {
 	case err == nil || ctx.Err() != nil:
+		p.c.repeats(id, "")
 	case errors.Is(err, store.ErrFenced):
 		select {
 		case p.failed <- fmt.Errorf("conductor: %w", err):
@@ -399,7 +402,43 @@ func (p *pool) once(ctx context.Context, id inventory.NodeID) {
 		}
 	default:
 		p.c.Log.Error("step failed, trying again", "node", id, "err", err)
+		if p.c.repeats(id, err.Error()) {
+			p.c.tell(ctx, id, err)
+		}
 		p.c.poke(id, p.c.Now().Add(retry))
+	}
+}
+
+const cannotGoOn = "cannot go on"
+
+// repeats tells whether the step before failed in the same way.
+func (c *Conductor) repeats(id inventory.NodeID, err string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.failing[id]
+	if err == "" {
+		delete(c.failing, id)
+		return false
+	}
+	c.failing[id] = err
+	return was == err
+}
+
+// tell makes an error that stays the node's note: nobody reads the log of a
+// thousand machines.
+func (c *Conductor) tell(ctx context.Context, id inventory.NodeID, why error) {
+	unlock := c.lock(id)
+	defer unlock()
+	n, err := c.Store.Node(ctx, id)
+	if err != nil || n.Version == 0 {
+		return
+	}
+	t := c.turn(ctx, n)
+	t.note("%s: %v", cannotGoOn, why)
+	if t.dirty() {
+		if err := t.commit(); err != nil {
+			c.Log.Error("note not stored", "node", id, "err", err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"smelt/internal/join"
 	"smelt/inventory"
 )
 
@@ -33,3 +34,8 @@ func Choose(disks []inventory.Disk, a Approval, size int64) (inventory.DiskID, [
 
 // VerdictTasks makes work of a verdict.
 var VerdictTasks = verdictTasks
+
+// Member is the node as the cluster would be told of it.
+func (c *Conductor) Member(n inventory.Node) (join.Member, error) {
+	return c.turn(context.Background(), n).member()
+}

@@ -3,6 +3,8 @@ package convert_test
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"strings"
 	"time"
@@ -200,4 +202,9 @@ func (h *hall) until(id inventory.NodeID, what string, ok func(inventory.Node) b
 			h.t.Fatalf("node %s, %s: never; it is %s (%s)", id, what, n.State, n.Note)
 		}
 	}
+}
+
+func hashOf(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return hex.EncodeToString(sum[:])
 }

@@ -16,7 +16,7 @@ func (t *turn) observations() error {
 	if err != nil {
 		return err
 	}
-	if t.n.Hold != nil && converting(t.n.State) {
+	if t.n.Hold != nil && (converting(t.n.State) || t.n.State == inventory.ReVerifying) {
 		return nil // kept until the hold is lifted
 	}
 	for _, o := range list {

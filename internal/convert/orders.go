@@ -8,6 +8,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"smelt/burnin"
@@ -81,8 +84,7 @@ func (t *turn) order(a store.Agent) (Order, error) {
 	if a.Fence != n.Fence {
 		return wait("a later boot of this machine is responsible now")
 	}
-	converts := converting(n.State) || n.State == inventory.Approved
-	if n.Hold != nil && converts {
+	if reads := n.State == inventory.Discovered || n.State == inventory.Inspected; n.Hold != nil && acting(n.State) && !reads {
 		return wait("held by " + n.Hold.Owner)
 	}
 	switch mode(a) {
@@ -117,9 +119,34 @@ func (t *turn) inspectOrder(o Order, wait func(string) (Order, error)) (Order, e
 			return o, nil
 		}
 	case inventory.Approved:
-		return t.rebootOrder(o, wait)
+		h, err := t.here()
+		if err != nil {
+			return Order{}, err
+		}
+		if h.mark(markRestarted) != nil {
+			return t.missedInstaller(o, wait)
+		}
+	case inventory.Wiping, inventory.Imaging:
+		return t.missedInstaller(o, wait)
 	}
 	return wait(t.n.State.String())
+}
+
+// missedInstaller is for an agent that may only inspect, on a node whose
+// conversion goes on: it started while the node was held or the stop was set.
+// The next start gets the installer.
+func (t *turn) missedInstaller(o Order, wait func(string) (Order, error)) (Order, error) {
+	if err := t.n.Convertible(); err != nil {
+		return wait(err.Error())
+	}
+	if on, err := t.stopSet(t.ctx); err != nil {
+		return Order{}, err
+	} else if on {
+		return wait("the global stop is set")
+	}
+	o.ID += "/reboot"
+	o.Kind = orderReboot
+	return o, nil
 }
 
 // rebootOrder tells the agent to restart the machine where nothing else can.
@@ -358,6 +385,34 @@ type found struct {
 	Mode  string `json:"mode"`
 }
 
+// What an agent may add to the story of its node, which is kept for ever and
+// shown to people.
+const (
+	maxWords    = 4 << 10 // bytes of one text
+	maxKey      = 200
+	maxEvidence = 32 // entries
+)
+
+// bounded is r with no more words than an event should carry.
+func (r Result) bounded() Result {
+	r.Error, r.Cause = cutText(r.Error, maxWords), cutText(r.Cause, maxKey)
+	keys := slices.Sorted(maps.Keys(r.Evidence))
+	evidence := r.Evidence
+	r.Evidence = nil
+	for _, k := range keys[:min(len(keys), maxEvidence)] {
+		if r.Evidence == nil {
+			r.Evidence = map[string]string{}
+		}
+		r.Evidence[cutText(k, maxKey)] = cutText(evidence[k], maxWords)
+	}
+	return r
+}
+
+// cutText is s as valid UTF-8 of at most n bytes.
+func cutText(s string, n int) string {
+	return strings.ToValidUTF8(s[:min(len(s), n)], "")
+}
+
 // Inspected stores what an agent found; the conductor acts on it.
 func (c *Conductor) Inspected(ctx context.Context, a store.Agent, i Inspection) error {
 	c.seen(a.Node, func(l *Live) {
@@ -379,16 +434,19 @@ func (c *Conductor) Inspected(ctx context.Context, a store.Agent, i Inspection) 
 // Finished stores the result of an order; repeating it changes nothing.
 func (c *Conductor) Finished(ctx context.Context, a store.Agent, r Result) error {
 	c.seen(a.Node, func(l *Live) { l.Order, l.Done, l.Doing, l.Rate, l.finished = "", 0, "", 0, r.Order })
-	rep := reported{Result: r, Fence: a.Fence, Mode: mode(a)}
+	rep := reported{Result: r.bounded(), Fence: a.Fence, Mode: mode(a)}
 	if r.Report != nil {
+		rep.Result.Report = nil
 		var b bytes.Buffer
 		if err := burnin.WriteJSON(&b, *r.Report); err != nil {
-			return fmt.Errorf("result of node %s: %w: %w", a.Node, ErrRefused, err)
-		}
-		rep.Result.Report, rep.Report = nil, "incoming/"+r.Order
-		err := c.Store.PutBlob(ctx, store.Blob{Node: a.Node, Name: rep.Report, Type: "application/json", Data: b.Bytes(), At: c.Now().UTC()})
-		if err != nil {
-			return err
+			// Refused it would come again for ever: it counts as none.
+			rep.OK, rep.Error = false, cutText("its report cannot be taken: "+err.Error(), maxWords)
+		} else {
+			rep.Report = "incoming/" + r.Order
+			err := c.Store.PutBlob(ctx, store.Blob{Node: a.Node, Name: rep.Report, Type: "application/json", Data: b.Bytes(), At: c.Now().UTC()})
+			if err != nil {
+				return err
+			}
 		}
 	}
 	data, err := json.Marshal(rep)

@@ -113,6 +113,11 @@ func (t *turn) needsWork() error {
 	}
 	to, evidence := t.proof(proofs)
 	t.move(to, "its tasks are done: it must prove it", evidence)
+	if why := t.err; why != nil && to != inventory.Discovered {
+		// What the node was when it failed is not what it is now: look again.
+		t.err = nil
+		t.move(inventory.Discovered, "its tasks are done, but "+why.Error(), map[string]string{"boot": power.Network.String()})
+	}
 	return nil
 }
 

@@ -194,7 +194,8 @@ func (t *turn) decide() error {
 
 // phase does what the state of the node asks for.
 func (t *turn) phase() error {
-	if t.n.Hold != nil && (converting(t.n.State) || t.n.State == inventory.Approved) {
+	t.unsay(cannotGoOn)
+	if t.n.Hold != nil && acting(t.n.State) {
 		t.note("held by %s: %s", t.n.Hold.Owner, t.n.Hold.Reason)
 		return nil
 	}
@@ -223,6 +224,16 @@ func (t *turn) phase() error {
 	case inventory.Expected, inventory.InService, inventory.Retired, inventory.Rejected:
 	}
 	return nil
+}
+
+// acting states are those in which a node is restarted, measured, or taken from
+// or given to a cluster: a hold stops all of it.
+func acting(s inventory.State) bool {
+	switch s {
+	case inventory.Discovered, inventory.Inspected, inventory.Approved, inventory.ReVerifying, inventory.Leaving:
+		return true
+	}
+	return converting(s)
 }
 
 // A mark is a KindStep event that names a point inside a state which was

@@ -31,6 +31,12 @@ func (t *turn) watch(dev power.Device) error {
 	if err != nil {
 		return err
 	}
+	if off, err := t.switchedOff(); err != nil || off != "" {
+		if off != "" {
+			t.note("%s switched it off: smelt power on %s", off, t.n.ID)
+		}
+		return err
+	}
 	last := t.n.Since
 	for i := range h {
 		if h[i].Kind == inventory.KindPower {
@@ -72,4 +78,24 @@ func (t *turn) watch(dev power.Device) error {
 		}
 	})
 	return nil
+}
+
+// switchedOff names who switched the machine off on purpose, or "" when nobody
+// did or it was heard of since.
+func (t *turn) switchedOff() (string, error) {
+	if t.n.Power.On != power.Off.String() || t.Live(t.n.ID).LastSeen.After(t.n.Power.At) {
+		return "", nil
+	}
+	h, err := t.all()
+	if err != nil {
+		return "", err
+	}
+	for i := len(h) - 1; i >= 0; i-- {
+		if h[i].Kind == inventory.KindPower && h[i].Actor != system {
+			return h[i].Actor, nil
+		} else if h[i].Kind == inventory.KindPower {
+			break
+		}
+	}
+	return "", nil
 }
