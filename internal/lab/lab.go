@@ -96,7 +96,7 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if err := clearRun(o); err != nil {
 		return nil, err
 	}
-	if l.sockets, err = os.MkdirTemp("", "smelt-lab-"); err != nil {
+	if l.sockets, err = socketDir(o); err != nil {
 		return nil, err
 	}
 	if l.space, err = newSpace(); err != nil {
@@ -179,6 +179,24 @@ func clearRun(o Options) error {
 		}
 	}
 	return nil
+}
+
+// socketDir makes the short folder for sockets and removes the one that a lab
+// that was killed could not.
+func socketDir(o Options) (string, error) {
+	note := o.path("sockets")
+	if old, err := os.ReadFile(note); err == nil {
+		if dir := string(old); filepath.Dir(dir) == filepath.Clean(os.TempDir()) && strings.HasPrefix(filepath.Base(dir), "smelt-lab-") {
+			if err := os.RemoveAll(dir); err != nil {
+				return "", err
+			}
+		}
+	}
+	dir, err := os.MkdirTemp("", "smelt-lab-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.WriteFile(note, []byte(dir), 0o644)
 }
 
 // Close ends every process of the lab and leaves nothing behind but files. It
