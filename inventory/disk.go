@@ -41,3 +41,19 @@ func (d DiskID) String() string {
 	}
 	return "nameless disk"
 }
+
+// Foreign are the signatures on d that say somebody may still need what is on
+// it: storage that spans disks or machines, or that is locked. Rule 2 wants
+// each of them named by the plan before it is destroyed. images/disk knows the
+// same kinds, and a test keeps the two lists alike.
+func (d Disk) Foreign() []string {
+	var out []string
+	for _, s := range d.Signatures {
+		switch s {
+		case "zfs_member", "LVM2_member", "linux_raid_member", "isw_raid_member", "ddf_raid_member", "ceph_bluestore",
+			"BitLocker", "crypto_LUKS", "bcache", "VMFS_volume_member":
+			out = append(out, s)
+		}
+	}
+	return out
+}

@@ -16,8 +16,8 @@ type Target struct {
 }
 
 // Targets splits the disks of a machine into those that a conversion may write,
-// those without foreign data first and then by size, and those it never does: removable ones, those on USB, and
-// what the inspection system itself uses.
+// those without foreign data first and then by size, and those it never does:
+// removable ones, those on USB, and what the inspection system itself uses.
 func Targets(h *inventory.Hardware) (targets []Target, spared []inventory.Disk) {
 	if h == nil {
 		return nil, nil
@@ -43,7 +43,7 @@ func Targets(h *inventory.Hardware) (targets []Target, spared []inventory.Disk) 
 		targets = append(targets, Target{d, key})
 	}
 	slices.SortStableFunc(targets, func(a, b Target) int {
-		return cmp.Or(cmp.Compare(len(Foreign(a.Disk)), len(Foreign(b.Disk))), cmp.Compare(b.Size, a.Size))
+		return cmp.Or(cmp.Compare(len(a.Foreign()), len(b.Foreign())), cmp.Compare(b.Size, a.Size))
 	})
 	return targets, spared
 }
@@ -55,17 +55,4 @@ func lastIndex(list []inventory.Disk, f func(inventory.Disk) bool) int {
 		}
 	}
 	return -1
-}
-
-// Foreign are the signatures that say somebody may still need what is on a
-// disk: each is wiped only when the approval names it (parameter "allow").
-func Foreign(d inventory.Disk) []string {
-	var out []string
-	for _, s := range d.Signatures {
-		switch s {
-		case "zfs_member", "LVM2_member", "ceph_bluestore", "linux_raid_member", "BitLocker":
-			out = append(out, s)
-		}
-	}
-	return out
 }

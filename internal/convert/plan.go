@@ -36,11 +36,6 @@ func approvalOf(id string, node inventory.NodeID, p map[string]string) approval 
 	return a
 }
 
-// foreign signatures say that somebody's data may be on the disk: rule 2 wants
-// each of them named before it is destroyed.
-var foreign = []string{"zfs_member", "LVM2_member", "ceph_bluestore", "linux_raid_member", "isw_raid_member", "ddf_raid_member",
-	"BitLocker", "crypto_LUKS", "bcache", "VMFS_volume_member"}
-
 // plan says what a conversion of the node would do, or why there can be none.
 func (t *turn) plan(a approval) (inventory.Plan, error) {
 	n := t.n
@@ -155,8 +150,8 @@ func choose(disks []inventory.Disk, a approval, size int64) (target inventory.Di
 		chosen = fit
 	}
 	for _, d := range chosen {
-		for _, s := range d.Signatures {
-			if slices.Contains(foreign, s) && !slices.Contains(a.allow, s) {
+		for _, s := range d.Foreign() {
+			if !slices.Contains(a.allow, s) {
 				return target, nil, fmt.Errorf("its %s carries %s: if that may be destroyed, give allow=%s", d.DiskID, s, s)
 			}
 		}

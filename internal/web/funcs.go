@@ -13,7 +13,7 @@ import (
 
 var funcs = template.FuncMap{
 	"ago": ago, "lasts": lasts, "proof": proof, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
-	"mark": mark, "kindOf": kindOf, "link": link, "foreign": api.Foreign, "lower": strings.ToLower,
+	"mark": mark, "kindOf": kindOf, "link": link, "foreign": inventory.Disk.Foreign, "lower": strings.ToLower,
 	"history": history, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
 	"id":    api.NewID, // of an action: a form sent twice acts once
 	"rate":  func(b float64) string { return size(int64(b)) + "/s" },
