@@ -160,6 +160,7 @@ func (r *request) classify() {
 	// RFC 3046: only a relay adds option 82.
 	if info := r.msg.RelayAgentInfo(); info != nil && r.giaddr.IsValid() {
 		m.Circuit = plain(string(info.Get(dhcpv4.AgentCircuitIDSubOption)), 64)
+		m.Remote = plain(string(info.Get(dhcpv4.AgentRemoteIDSubOption)), 64)
 	}
 	switch {
 	case isIPXE(o.Get(dhcpv4.OptionUserClassInformation)):
@@ -230,20 +231,6 @@ func clientUUID(b []byte) string {
 		binary.LittleEndian.Uint16(u[6:]), u[8:10], u[10:16])
 }
 
-// loaders says which file starts which architecture, and whether its firmware
-// fetches it by HTTP.
-var loaders = map[Arch]struct {
-	file string
-	http bool
-}{
-	BIOS:      {LoaderBIOS, false},
-	UEFIx64:   {LoaderUEFI, false},
-	UEFIx64v9: {LoaderUEFI, false},
-	ARM64:     {LoaderARM64, false},
-	HTTPx64:   {LoaderUEFI, true},
-	HTTPARM64: {LoaderARM64, true},
-}
-
 // target is where an answer goes (RFC 2131 section 4.1).
 type target struct {
 	addr netip.AddrPort
@@ -270,7 +257,8 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 	}
 	mac := r.machine.MAC
 	r.machine.Addr = n.leases.lookup(mac, now)
-	e.Machine.Addr = r.machine.Addr
+	r.machine.Network, r.machine.Relay = n.Name, r.giaddr
+	e.Machine = r.machine
 
 	switch r.kind {
 	case dhcpv4.MessageTypeDecline:
@@ -300,7 +288,8 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		return no("informs from %s, which is not an address of this network", r.ciaddr)
 	}
 
-	var boot string // what the booter said, for the record
+	var decided Boot // the zero Boot: not yet
+	var boot string  // what the booter said, for the record
 	if r.client != plain4 {
 		b, err := s.ask(ctx, r.machine, askAddressTime)
 		switch {
@@ -312,6 +301,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		case b.Action == Ignore:
 			return no("to be ignored: %s", b.Why)
 		default:
+			decided = b
 			boot = fmt.Sprintf("; %s: %s", b.Action, b.Why)
 		}
 	}
@@ -323,11 +313,11 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 			return no("%v", err)
 		}
 		e.Machine.Addr = a
-		msg, what := s.reply(n, r, dhcpv4.MessageTypeOffer, a)
+		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeOffer, a)
 		e.Answer, e.Why = "offer "+a.String(), what+boot
 		return &answer{msg, destination(r, a)}, e
 	case dhcpv4.MessageTypeInform:
-		msg, what := s.reply(n, r, dhcpv4.MessageTypeAck, netip.Addr{})
+		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeAck, netip.Addr{})
 		e.Answer, e.Why = "ack", what+boot
 		return &answer{msg, destination(r, netip.Addr{})}, e
 	}
@@ -353,7 +343,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 			return no("the lease could not be made durable: %v", err)
 		}
 		e.Machine.Addr = c.addr
-		msg, what := s.reply(n, r, dhcpv4.MessageTypeAck, c.addr)
+		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeAck, c.addr)
 		e.Answer, e.Why = "ack "+c.addr.String(), why+", "+what+boot
 		return &answer{msg, destination(r, c.addr)}, e
 	case nak:
@@ -440,7 +430,7 @@ func refuse(n *network, r *request, why string) *dhcpv4.DHCPv4 {
 }
 
 // reply builds an OFFER or ACK and says what is in it.
-func (s *Server) reply(n *network, r *request, kind dhcpv4.MessageType, yiaddr netip.Addr) (*dhcpv4.DHCPv4, string) {
+func (s *Server) reply(n *network, r *request, b Boot, kind dhcpv4.MessageType, yiaddr netip.Addr) (*dhcpv4.DHCPv4, string) {
 	m := header(n, r, kind)
 	if kind == dhcpv4.MessageTypeAck && r.ciaddr.IsValid() {
 		m.ClientIPAddr = r.msg.ClientIPAddr
@@ -462,7 +452,7 @@ func (s *Server) reply(n *network, r *request, kind dhcpv4.MessageType, yiaddr n
 		}
 		m.UpdateOption(dhcpv4.OptDNS(ips...))
 	}
-	what := s.bootOptions(n, r, m)
+	what := s.bootOptions(n, r, b, m)
 	// Options nobody misses make room first (option 57).
 	for _, o := range []dhcpv4.OptionCode{dhcpv4.OptionTFTPServerName, dhcpv4.OptionRebindingTimeValue, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionDomainNameServer, dhcpv4.OptionClientMachineIdentifier} {
 		if len(m.ToBytes()) <= r.max {
@@ -474,7 +464,7 @@ func (s *Server) reply(n *network, r *request, kind dhcpv4.MessageType, yiaddr n
 }
 
 // bootOptions adds what makes the machine boot from us.
-func (s *Server) bootOptions(n *network, r *request, m *dhcpv4.DHCPv4) string {
+func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) string {
 	file := func(name string) {
 		if len(name) < 128 {
 			m.BootFileName = name
@@ -488,28 +478,23 @@ func (s *Server) bootOptions(n *network, r *request, m *dhcpv4.DHCPv4) string {
 	if id := r.msg.Options.Get(dhcpv4.OptionClientMachineIdentifier); id != nil {
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientMachineIdentifier, id))
 	}
-	if r.client == ipxe {
+	if r.client == ipxe { // not a choice: it is there, and takes a script
 		m.ServerIPAddr = n.id.AsSlice()
 		file(s.scriptURL(n, r.machine))
 		// Sub-option 176 no-pxedhcp: do not wait for proxyDHCP offers.
 		m.UpdateOption(dhcpv4.OptGeneric(optEtherboot, []byte{0xb0, 1, 1}))
 		return "script"
 	}
-	l, ok := loaders[r.machine.Arch]
-	switch {
-	case !ok:
-		return fmt.Sprintf("plain lease: no loader for architecture %d", r.machine.Arch)
-	case l.http != (r.client == httpBoot):
-		return fmt.Sprintf("plain lease: architecture %d does not go with %q", r.machine.Arch, r.machine.Vendor)
-	case !s.files.Has(l.file):
-		return fmt.Sprintf("plain lease: no %s is served for architecture %d", l.file, r.machine.Arch)
+	c := choose(question{client: r.client, arch: r.machine.Arch, vendor: r.machine.Vendor, action: b.Action, path: b.Path, starts: r.machine.Starts, has: s.files.Has})
+	if c.via == byNothing {
+		return "plain lease: " + c.why
 	}
 	m.ServerIPAddr = n.id.AsSlice()
 	switch {
-	case l.http:
+	case c.via == byHTTP:
 		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
-		file(s.fileURL(n, l.file))
-		return l.file + " by HTTP"
+		file(s.fileURL(n, c.file))
+		return c.why
 	case r.machine.Arch == BIOS:
 		// Nothing of PXE but the file: a PXE ROM that is told PXEClient looks
 		// for boot servers, one that is told nothing takes the file.
@@ -520,6 +505,6 @@ func (s *Server) bootOptions(n *network, r *request, m *dhcpv4.DHCPv4) string {
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255}))
 	}
 	m.UpdateOption(dhcpv4.OptTFTPServerName(n.id.String()))
-	file(l.file)
-	return l.file + " by TFTP"
+	file(c.file)
+	return c.why
 }

@@ -20,6 +20,11 @@ const (
 	LoaderUEFI  = "snponly.efi"
 	LoaderARM64 = "snponly-arm64.efi"
 
+	LoaderUKI      = "smelt.efi" // the RAM system as one EFI program, signed with the site's key
+	LoaderUKIARM64 = "smelt-arm64.efi"
+	LoaderShim     = "shimx64.efi" // signed with Microsoft's key; it asks for LoaderGRUB beside itself
+	LoaderGRUB     = "grubx64.efi" // signed with Debian's key
+
 	// LoaderLocal is an EFI program that starts the machine's own disk. When it
 	// is served, a UEFI machine that is told to boot locally runs it instead of
 	// leaving the choice to its firmware. GRUB makes one:

@@ -75,10 +75,36 @@ func (s Stage) String() string {
 	return fmt.Sprintf("stage(%d)", int(s))
 }
 
+// Mode says how a network is served.
+type Mode int
+
+// The modes.
+const (
+	Authoritative Mode = iota // we give the addresses
+	Proxy                     // the hall's DHCP server gives the addresses, we add what to boot (PXE 2.1 section 2.2.5)
+	Relay                     // a subnet that we reach through its relay agents (giaddr)
+	Observe                   // nobody is answered; who asks is noted
+)
+
+func (m Mode) String() string {
+	switch m {
+	case Authoritative:
+		return "authoritative"
+	case Proxy:
+		return "proxy"
+	case Relay:
+		return "relay"
+	case Observe:
+		return "observe"
+	}
+	return fmt.Sprintf("mode(%d)", int(m))
+}
+
 // Machine is what is known about a machine from its own request: labels, no
 // proof.
 type Machine struct {
 	MAC      MAC
+	Network  string // name of the network it asked on
 	Stage    Stage
 	Arch     Arch
 	UUID     string // option 97 or iPXE ${uuid}; may be junk
@@ -87,7 +113,10 @@ type Machine struct {
 	Hostname string // option 12, bounded and printable
 	IPXE     bool   // asks from within iPXE
 	Addr     netip.Addr
-	Circuit  string // option 82 circuit id, printable
+	Relay    netip.Addr // giaddr, when a relay passed the request on
+	Circuit  string     // option 82 circuit id, printable
+	Remote   string     // option 82 remote id, printable
+	Starts   int        // starts of its firmware since it last got beyond a first loader; 0 unless it asks for an address
 }
 
 // Action is what a machine is told to do.
@@ -124,7 +153,18 @@ type Boot struct {
 	Args   []string // kernel arguments: one value is one token, whatever it holds
 	Why    string   // one line for logs, for the machine's screen, for the technician
 	Screen []string // more lines for the screen
+	Path   Path     // how its firmware is to come to the RAM system; the zero Path tries what fits
 }
+
+// Path is a way from firmware to the RAM system.
+type Path string
+
+// The paths. Of the first two the RAM system asks for its orders itself.
+const (
+	UKI  Path = "uki"  // one signed EFI program: kernel, initrd and arguments; Secure Boot with the site's key
+	Shim Path = "shim" // Debian's signed shim, GRUB and kernel: Secure Boot with the keys that vendors ship
+	IPXE Path = "ipxe" // our script in iPXE; no Secure Boot
+)
 
 // A Booter decides. It is called several times for one boot, because DHCP,
 // TFTP and HTTP know nothing of each other, and must answer quickly and the

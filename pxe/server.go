@@ -45,10 +45,15 @@ type Config struct {
 
 // Network is one interface whose machines are served.
 type Network struct {
+	Name                string // for people; the interface's when empty
+	Mode                Mode
 	Interface           string
 	Address             netip.Prefix       // ours on it, already configured
 	Pool                Range              // for machines without a fixed address; the zero Range is none
 	Fixed               map[MAC]netip.Addr // outside the pool
+	Subnet              netip.Prefix       // of the machines, in mode Relay; Address is then where their relays reach us
+	Relays              []netip.Addr       // the relay agents (giaddr) of Subnet; others are not answered
+	Servers             []netip.Addr       // DHCP servers of the hall that are no rivals
 	Router              netip.Addr         // may be invalid: none
 	DNS                 []netip.Addr
 	LeaseTime           time.Duration // 0: one hour
@@ -99,6 +104,9 @@ func New(c Config) (*Server, error) {
 		recorder: newRecorder(c.Log, c.Observe), slots: make(chan struct{}, asking), ready: make(chan struct{}),
 	}
 	for _, n := range c.Networks {
+		if n.Name == "" {
+			n.Name = n.Interface
+		}
 		if n.LeaseTime == 0 {
 			n.LeaseTime = defaultLease
 		}

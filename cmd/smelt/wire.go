@@ -62,7 +62,7 @@ func networks(site *config.Site) []pxe.Network {
 	var out []pxe.Network
 	for _, n := range site.Networks {
 		w := pxe.Network{
-			Interface: n.Interface, Address: n.Address, Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last},
+			Name: n.Name, Interface: n.Interface, Address: n.Address, Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last},
 			Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement, Fixed: map[pxe.MAC]netip.Addr{},
 		}
 		for _, node := range site.Nodes {
