@@ -7,7 +7,7 @@ VERSION   := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 DEMO_ARGS ?=
 
-.PHONY: build demo test unit lint bench bench-store bench-images deps deps-demo clean
+.PHONY: build demo test unit lint bench bench-store bench-images bench-netboot deps deps-demo clean
 
 ## build: the binaries, into bin/
 build:
@@ -40,13 +40,17 @@ lint:
 	go tool -modfile=tools.mod staticcheck ./...
 
 ## bench: every benchmark; each prints one line of JSON last
-bench: bench-store bench-images
+bench: bench-store bench-images bench-netboot
 
 bench-store:
 	@$(SUDO) go run ./internal/store/storebench
 
 bench-images:
 	@$(SUDO) go run ./images/disk/bench
+
+## bench-netboot: DHCP, TFTP, HTTP and iPXE against Kea, dnsmasq, tftpd-hpa, nginx
+bench-netboot: deps
+	@$(SUDO) go run ./pxe/bench
 
 deps:
 	@.ci/deps

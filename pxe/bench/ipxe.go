@@ -1,0 +1,10 @@
+package main
+
+import (
+	"context"
+	"errors"
+)
+
+func benchIPXE(context.Context, *lab) ([]result, error) {
+	return nil, errors.New("not measured yet")
+}
