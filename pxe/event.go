@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -13,9 +14,59 @@ import (
 type Event struct {
 	At      time.Time
 	Machine Machine
-	Kind    string // dhcp discover, dhcp request, ..., tftp, script, file
+	Kind    string // dhcp discover, dhcp request, ..., tftp NAME, script, file NAME
 	Answer  string
 	Why     string
+	Times   int       // in a row, when it asked the same and got the same; At is the last of them
+	Since   time.Time // the first of them
+}
+
+// Asked is what the machine did, in words for people.
+func (e Event) Asked() string {
+	kind, rest, _ := strings.Cut(e.Kind, " ")
+	as := map[string]string{
+		"bios": "its BIOS ", "uefi-pxe": "its UEFI firmware (PXE) ", "uefi-http": "its UEFI firmware (HTTP boot) ",
+		"arm64": "its arm64 firmware ", "ipxe": "iPXE ", "other": "its firmware ",
+	}[e.Machine.Firmware()]
+	if as == "" {
+		as = "its system "
+	}
+	switch kind {
+	case "dhcp":
+		return as + map[string]string{
+			"discover": "looked for a DHCP server", "request": "asked for an address", "inform": "asked for settings",
+			"decline": "found its address in use", "release": "gave its address back",
+		}[rest]
+	case "tftp":
+		return "it fetched " + rest + " by TFTP"
+	case "file":
+		return "it fetched " + rest + " by HTTP"
+	case "script":
+		return "iPXE asked for its script"
+	}
+	return e.Kind
+}
+
+// Firmware names what asks: bios, uefi-pxe, uefi-http, arm64, ipxe, other, or
+// "" for a system that does not boot.
+func (m Machine) Firmware() string {
+	switch {
+	case m.Stage == 0:
+		return ""
+	case m.IPXE:
+		return "ipxe"
+	}
+	switch m.Arch {
+	case BIOS:
+		return "bios"
+	case UEFIx64, UEFIx64v9:
+		return "uefi-pxe"
+	case HTTPx64:
+		return "uefi-http"
+	case ARM64, HTTPARM64:
+		return "arm64"
+	}
+	return "other"
 }
 
 const (
@@ -66,6 +117,12 @@ func (r *recorder) record(e Event) {
 		}
 	}
 	h := el.Value.(*history)
+	e.Times, e.Since = 1, e.At
+	if n := len(h.events); n > 0 && h.events[n-1].same(e) {
+		// One that waits asks every few seconds for hours: its history stays.
+		e.Times, e.Since = h.events[n-1].Times+1, h.events[n-1].Since
+		h.events = h.events[:n-1]
+	}
 	if len(h.events) == recentEvents {
 		copy(h.events, h.events[1:])
 		h.events = h.events[:recentEvents-1]
@@ -79,6 +136,11 @@ func (r *recorder) record(e Event) {
 		default: // the observer lags; Recent still has the event
 		}
 	}
+}
+
+// same tells whether e and o differ in their time only.
+func (e Event) same(o Event) bool {
+	return e.Machine == o.Machine && e.Kind == o.Kind && e.Answer == o.Answer && e.Why == o.Why
 }
 
 func (r *recorder) recent(mac MAC) []Event {

@@ -346,6 +346,12 @@ func TestRecent(t *testing.T) {
 	if len(e) != recentEvents || e[0].Why != "5" || e[recentEvents-1].Why != fmt.Sprint(recentEvents+4) {
 		t.Errorf("%d events, %v", len(e), e)
 	}
+	for range 3 { // one that waits does not push its own history out
+		s.recorder.record(Event{Machine: Machine{MAC: known}, Why: "wait"})
+	}
+	if e := s.Recent(known); len(e) != recentEvents || e[recentEvents-1].Times != 3 || e[recentEvents-2].Why != fmt.Sprint(recentEvents+4) {
+		t.Errorf("after it asked the same three times: %+v", e[recentEvents-2:])
+	}
 	for i := range recentMachines {
 		s.recorder.record(Event{Machine: Machine{MAC: MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}}})
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http/httptest"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"smelt/internal/api"
 	"smelt/internal/convert"
 	"smelt/internal/server"
 	"smelt/internal/store"
@@ -86,7 +88,7 @@ func testSite(e *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a"})
+	s, err := server.New(server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a", BootTrace: trace})
 	if err != nil {
 		return err
 	}
@@ -116,6 +118,18 @@ func testSite(e *testscript.Env) error {
 	return nil
 }
 
+// trace has more events of one machine than are shown unasked.
+func trace(macs []inventory.MAC) []api.BootEvent {
+	var out []api.BootEvent
+	for i := range 12 {
+		for _, m := range macs {
+			at := time.Now().Add(time.Duration(i-12) * time.Minute)
+			out = append(out, api.BootEvent{At: at, MAC: m, Kind: "script", Asked: fmt.Sprintf("ask %d", i), Answer: "hold", Why: "it waits", Times: 3, Since: at.Add(-time.Minute)})
+		}
+	}
+	return out
+}
+
 // fillStore has one node in the queue, one that is expected, one that needs work.
 func fillStore(ctx context.Context, st *store.Store) error {
 	at := time.Now().Add(-2 * time.Hour)
@@ -135,7 +149,7 @@ func fillStore(ctx context.Context, st *store.Store) error {
 		},
 		"srv-02": {{Kind: inventory.KindCreated, To: inventory.Expected, Spec: &inventory.Spec{Name: "srv-02", Position: "A1-U14"}}},
 		"rig-01": {
-			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "rig-01", Position: "A3-S2"}},
+			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "rig-01", Position: "A3-S2", MACs: []inventory.MAC{{0x52, 0x54, 0, 0, 0, 1}}}},
 			{Kind: inventory.KindMoved, To: inventory.NeedsWork, Reason: "a card is missing", Failure: &inventory.Failure{Step: inventory.Discovered, Cause: "gpu-lost"}},
 		},
 	} {

@@ -113,8 +113,10 @@ func short(digest string) string {
 }
 
 func newNodeShow(o *options) *cobra.Command {
-	return &cobra.Command{
+	var boots bool
+	c := &cobra.Command{
 		Use: "show NODE", Short: "Show one node with its history", Args: exactly("NODE"), ValidArgsFunction: o.nodeNames,
+		Example: "  smelt node show rig-01\n  smelt node show rig-01 --boot    # why did this machine get this?",
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.call(c, func(ctx context.Context, cl *api.Client) error {
 				v, err := cl.Node(ctx, inventory.NodeID(args[0]))
@@ -122,7 +124,7 @@ func newNodeShow(o *options) *cobra.Command {
 					return err
 				}
 				if o.output == "table" || o.output == "wide" {
-					return describe(c.OutOrStdout(), v, o.output == "wide")
+					return describe(c.OutOrStdout(), v, o.output == "wide", boots)
 				}
 				l := nodeListing(api.NodeList{Items: []api.NodeView{v}})
 				l.doc = v
@@ -130,10 +132,12 @@ func newNodeShow(o *options) *cobra.Command {
 			})
 		},
 	}
+	c.Flags().BoolVar(&boots, "boot", false, "every network boot event that is remembered, not the last 10")
+	return c
 }
 
 // describe tells one node as text.
-func describe(out io.Writer, v api.NodeView, all bool) error {
+func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	line := func(key, format string, args ...any) {
 		fmt.Fprintf(w, "%s\t%s\n", key, strings.Map(printable, fmt.Sprintf(format, args...)))
@@ -201,6 +205,13 @@ func describe(out io.Writer, v api.NodeView, all bool) error {
 	for _, r := range v.Reports {
 		line("report", "%s %s %s", r.ID, r.Answer, r.At.Local().Format("2006-01-02 15:04"))
 	}
+	trace := v.Boot
+	if !boots && len(trace) > 10 {
+		trace = trace[len(trace)-10:]
+	}
+	for _, e := range trace {
+		line("boot", "%s", bootLine(e))
+	}
 	events := v.Events
 	if !all && len(events) > 10 {
 		events = events[len(events)-10:]
@@ -209,6 +220,18 @@ func describe(out io.Writer, v api.NodeView, all bool) error {
 		line("event", "%s", eventLine(e))
 	}
 	return w.Flush()
+}
+
+// bootLine says what the machine asked, what it got, and why.
+func bootLine(e api.BootEvent) string {
+	s := fmt.Sprintf("%s %s: %s", e.At.Local().Format("2006-01-02 15:04:05"), e.Asked, e.Answer)
+	if e.Why != "" {
+		s += "; " + e.Why
+	}
+	if e.Times > 1 {
+		s += fmt.Sprintf(" (%d times in %s)", e.Times, span(e.At.Sub(e.Since)))
+	}
+	return s
 }
 
 func eventLine(e inventory.Event) string {

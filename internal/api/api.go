@@ -180,6 +180,7 @@ type NodeView struct {
 	Tasks      []inventory.Task  `json:"tasks,omitempty"`
 	Events     []inventory.Event `json:"events,omitempty"`  // only for one node
 	Reports    []ReportRef       `json:"reports,omitempty"` // only for one node
+	Boot       []BootEvent       `json:"boot,omitempty"`    // only for one node: its last network boots, oldest first
 }
 
 // ReportRef points at a stored report.

@@ -54,6 +54,10 @@ type Config struct {
 	Pin      string            // SHA-256 of the agent listener's SPKI, hexadecimal
 	SiteKey  ed25519.PublicKey // permits and manifests verify with it
 
+	// BootTrace is what the boot service last told the machines with these
+	// addresses, oldest first. nil: this server boots nobody.
+	BootTrace func([]inventory.MAC) []api.BootEvent
+
 	Now func() time.Time // nil: time.Now
 }
 

@@ -153,6 +153,9 @@ func (s *Server) oneNode(ctx context.Context, id inventory.NodeID) (api.NodeView
 		return v, err
 	}
 	v.Spent = spent(v.Events, now)
+	if s.BootTrace != nil {
+		v.Boot = s.BootTrace(n.MACs)
+	}
 	v.Reports, err = s.reports(ctx, v)
 	return v, err
 }

@@ -3,6 +3,7 @@ package web
 import (
 	"fmt"
 	"html/template"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -14,7 +15,7 @@ import (
 var funcs = template.FuncMap{
 	"ago": ago, "lasts": lasts, "proof": proof, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
 	"mark": mark, "kindOf": kindOf, "link": link, "foreign": inventory.Disk.Foreign, "lower": strings.ToLower,
-	"history": history, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
+	"history": history, "boots": boots, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
 	"id":    api.NewID, // of an action: a form sent twice acts once
 	"rate":  func(b float64) string { return size(int64(b)) + "/s" },
 	"title": func(s string) string { return strings.ToUpper(s[:1]) + s[1:] },
@@ -173,6 +174,13 @@ func history(events []inventory.Event) []inventory.Event {
 	for i := len(events) - 1; i >= 0 && len(out) < 60; i-- {
 		out = append(out, events[i])
 	}
+	return out
+}
+
+// boots is what the boot service told a node, newest first.
+func boots(events []api.BootEvent) []api.BootEvent {
+	out := slices.Clone(events)
+	slices.Reverse(out)
 	return out
 }
 

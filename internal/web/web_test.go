@@ -189,15 +189,30 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 		e.Node, e.Version, e.At = "rig-02", uint64(i+1), now.Add(-9*time.Hour+time.Duration(i)*40*time.Minute)
 		rig.Events = append(rig.Events, e)
 	}
+	for i, e := range []api.BootEvent{
+		{Kind: "dhcp discover", Firmware: "uefi-pxe", Asked: "its UEFI firmware (PXE) looked for a DHCP server", Answer: "offer 10.20.1.2", Why: "snponly.efi by TFTP; kernel: node rig-02 is discovered: inspection"},
+		{Kind: "dhcp request", Firmware: "uefi-pxe", Asked: "its UEFI firmware (PXE) asked for an address", Answer: "ack 10.20.1.2", Why: "offered before, snponly.efi by TFTP; kernel: node rig-02 is discovered: inspection"},
+		{Kind: "tftp snponly.efi", Asked: "it fetched snponly.efi by TFTP", Answer: "sent", Why: "301568 bytes in 212ms"},
+		{Kind: "script", Firmware: "ipxe", Asked: "iPXE asked for its script", Answer: "kernel", Why: "node rig-02 is discovered: inspection"},
+		{Kind: "file vmlinuz", Firmware: "ipxe", Asked: "it fetched vmlinuz by HTTP", Answer: "sent", Why: "GET of 8193600 bytes in 91ms"},
+		{Kind: "script", Firmware: "ipxe", Asked: "iPXE asked for its script", Answer: "hold", Why: "not decided: the store is away", Times: 14},
+	} {
+		e.At, e.MAC, e.Network = now.Add(-9*time.Hour+time.Duration(i)*3*time.Second), inventory.MAC{0x70, 0x85, 0xc2, 0x4b, 0x19, 0x3e}, "provisioning"
+		e.Times, e.Since = max(e.Times, 1), e.At.Add(-2*time.Minute)
+		rig.Boot = append(rig.Boot, e)
+	}
 	worker := h
 	worker.MayRule, worker.User, worker.Role = false, "ana", "technician"
 	lab := h
 	lab.Site.Lab, lab.Site.Stop = true, true
 	lab.Problem = &api.Problem{Detail: "its disk with serial WD-WCC6Y4HT7N2E carries zfs_member: if that may be destroyed, give allow=zfs_member", Next: "smelt node show rig-03"}
 	burning := find(views, "srv-07")
+	booting := find(views, "new-001e67a4c0d1")
+	booting.Boot = rig.Boot
 	return map[string]func(io.Writer) error{
 		"floor":   func(w io.Writer) error { return p.Floor(w, h, views, "", "") },
 		"node":    func(w io.Writer) error { return p.Node(w, h, rig) },
+		"booting": func(w io.Writer) error { return p.Node(w, h, booting) },
 		"burning": func(w io.Writer) error { return p.Node(w, h, burning) },
 		"rig":     func(w io.Writer) error { return p.Node(w, lab, find(views, "rig-03")) },
 		"queue":   func(w io.Writer) error { return p.Queue(w, h, queue) },
@@ -455,7 +470,7 @@ func TestTargets(t *testing.T) {
 // people to look at.
 func TestScreens(t *testing.T) {
 	path, out := chromium(t), os.Getenv("SMELT_SCREENS")
-	names := []string{"floor", "node", "burning", "rig", "queue", "tasks", "clear", "login", "empty"}
+	names := []string{"floor", "node", "booting", "burning", "rig", "queue", "tasks", "clear", "login", "empty"}
 	if out == "" { // not asked for: see that it can be done
 		out, names = t.TempDir(), []string{"tasks"}
 	}
