@@ -56,6 +56,10 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveScript(w, r)
 		return
 	}
+	if p == nextPath {
+		s.serveNext(w, r)
+		return
+	}
 	if name, ok := strings.CutPrefix(p, filePath); ok {
 		s.serveFile(w, r, name)
 		return

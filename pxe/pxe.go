@@ -62,7 +62,7 @@ type Stage int
 const (
 	_          Stage = iota
 	AskAddress       // DHCP DISCOVER or REQUEST of a boot client
-	AskScript        // iPXE asks for its script
+	AskScript        // iPXE asks for its script, or our RAM system for its orders
 )
 
 func (s Stage) String() string {

@@ -98,6 +98,16 @@ func ram(log *slog.Logger) (int, error) {
 	case <-ctx.Done():
 		return 1, nil
 	}
+	if cmd.Nonce == "" {
+		asker := &pid1.Asker{CmdLine: cmd, Card: network.Card, Other: network.Other, Keep: "/run/smelt-orders", Show: pid1.Show, Log: log}
+		cmd, err = asker.Ask(ctx)
+		if errors.Is(err, pid1.ErrLocal) {
+			return pid1.ExitReboot, nil // its firmware asks again, and gets what starts the disk
+		}
+		if err != nil {
+			return 1, err
+		}
+	}
 	a, err := agent.New(agent.Config{
 		Version:   version,
 		Mode:      agent.Mode(cmd.Mode),

@@ -15,11 +15,15 @@ const (
 )
 
 // CmdLine is what the conductor says to a RAM system on the kernel's command
-// line. It holds no secret: whoever reads the boot script has it too.
+// line. It holds no secret: whoever reads the boot script has it too. A command
+// line that is the same for every boot, because it is signed (UKI) or part of a
+// menu (GRUB), has no Nonce but says where to ask for the rest: see Asker.
 type CmdLine struct {
 	Server string           // smelt.server=
 	Nonce  string           // smelt.nonce=
 	Mode   string           // smelt.mode=
+	Boot   string           // smelt.boot=http://..: boot HTTP, to be asked when there is no nonce
+	Via    string           // smelt.via=: how the machine came here, for the record
 	BootIF net.HardwareAddr // BOOTIF=01-52-54-..: the card it booted from, nil when not said
 }
 
@@ -33,7 +37,7 @@ func ReadCmdLine() (CmdLine, error) {
 }
 
 // ParseCmdLine takes a command line apart. A mode that is not exactly
-// "convert" is inspect: the harmless one.
+// "convert" is inspect: the harmless one. So is a mode without a nonce.
 func ParseCmdLine(s string) (CmdLine, error) {
 	c := CmdLine{Mode: Inspect}
 	for w := range strings.FieldsSeq(s) {
@@ -49,6 +53,10 @@ func ParseCmdLine(s string) (CmdLine, error) {
 			} else {
 				c.Mode = Inspect
 			}
+		case "smelt.boot":
+			c.Boot = strings.TrimSuffix(v, "/")
+		case "smelt.via":
+			c.Via = v
 		case "BOOTIF":
 			// PXELINUX's form: hardware type, then the address, with dashes.
 			hw, err := net.ParseMAC(strings.ReplaceAll(v, "-", ":"))
@@ -64,8 +72,12 @@ func ParseCmdLine(s string) (CmdLine, error) {
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return c, fmt.Errorf("kernel command line: smelt.server=%q is no https URL", c.Server)
 	}
-	if c.Nonce == "" {
-		return c, fmt.Errorf("kernel command line: smelt.nonce is missing")
+	if c.Nonce != "" {
+		return c, nil
+	}
+	c.Mode = Inspect
+	if u, err := url.Parse(c.Boot); err != nil || u.Scheme != "http" || u.Host == "" {
+		return c, fmt.Errorf("kernel command line: smelt.nonce is missing, and smelt.boot=%q is no http URL to ask for one", c.Boot)
 	}
 	return c, nil
 }

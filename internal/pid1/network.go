@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -29,8 +30,12 @@ type Network struct {
 
 	up    chan struct{} // closed with the first lease
 	once  sync.Once
-	claim sync.Mutex // one card configures the host at a time
-	owner int        // index of the card that has the address
+	claim sync.Mutex       // one card configures the host at a time
+	owner int              // index of the card that has the address
+	mac   net.HardwareAddr // of that card
+
+	spares atomic.Int32  // cards with a carrier that wait for the owner to give up
+	other  chan struct{} // see Other
 }
 
 // The waits. RFC 2131 section 4.1 asks for retries from 4 s, doubling to 64 s,
@@ -44,7 +49,34 @@ const (
 
 // NewNetwork returns a Network; Run does the work.
 func NewNetwork(boot net.HardwareAddr, log *slog.Logger) *Network {
-	return &Network{BootIF: boot, Log: log, up: make(chan struct{})}
+	return &Network{BootIF: boot, Log: log, up: make(chan struct{}), other: make(chan struct{})}
+}
+
+// Card is the hardware address of the card that has the address, nil while
+// none has.
+func (n *Network) Card() net.HardwareAddr {
+	n.claim.Lock()
+	defer n.claim.Unlock()
+	if n.owner == 0 {
+		return nil
+	}
+	return n.mac
+}
+
+// errOther ends a lease that is good and leads to the wrong network.
+var errOther = errors.New("the server cannot be reached from there")
+
+// Other says that the address leads nowhere: when another card waits, the one
+// that has it gives it up and stands back. A machine often hangs on several
+// networks, and each may have a DHCP server.
+func (n *Network) Other() {
+	if n.spares.Load() == 0 {
+		return
+	}
+	select {
+	case n.other <- struct{}{}:
+	default: // it has no lease at this moment
+	}
 }
 
 // Ready is closed once there is an address.
@@ -165,15 +197,20 @@ func (n *Network) lease(ctx context.Context, l netlink.Link) {
 	for ctx.Err() == nil {
 		if n.taken(a.Index) {
 			// One card carries the address; this one is its spare.
+			n.spares.Add(1)
 			select {
 			case <-ctx.Done():
 			case <-time.After(5 * time.Second):
 			}
+			n.spares.Add(-1)
 			continue
 		}
 		err := n.hold(ctx, l)
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errOther) {
+			wait = headStart // longer than a spare needs to notice
 		}
 		n.Log.Warn("no address yet", "card", a.Name, "again in", wait, "err", err)
 		select {
@@ -227,6 +264,8 @@ func (n *Network) hold(ctx context.Context, l netlink.Link) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-n.other:
+			return errOther
 		case <-time.After(renew):
 		}
 		for {
@@ -245,6 +284,8 @@ func (n *Network) hold(ctx context.Context, l netlink.Link) error {
 			select {
 			case <-ctx.Done():
 				return nil
+			case <-n.other:
+				return errOther
 			case <-time.After(min(time.Until(expiry)/2+time.Second, time.Minute)):
 			}
 		}
@@ -301,7 +342,7 @@ func (n *Network) configure(l netlink.Link, ack *dhcpv4.DHCPv4) error {
 			n.Log.Warn("resolver", "err", err)
 		}
 	}
-	n.owner = a.Index
+	n.owner, n.mac = a.Index, a.HardwareAddr
 	n.once.Do(func() {
 		n.Log.Info("address", "card", a.Name, "address", addr.IPNet.String(), "server", ack.ServerIPAddr.String())
 		close(n.up)

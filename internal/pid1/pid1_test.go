@@ -18,13 +18,16 @@ func TestParseCmdLine(t *testing.T) {
 		// The last word counts, and what is not exactly convert is inspect.
 		{"smelt.server=https://s smelt.nonce=n smelt.mode=convert smelt.mode=x", "https://s", "n", Inspect, ""},
 		{"smelt.server=https://s smelt.nonce=n BOOTIF=nonsense", "https://s", "n", Inspect, ""},
+		// Without a nonce it has to ask, and is harmless until then.
+		{"smelt.server=https://s smelt.boot=http://10.77.0.1:8080 smelt.mode=convert", "https://s", "", Inspect, ""},
 	} {
 		c, err := ParseCmdLine(tc.line)
 		if err != nil || c.Server != tc.server || c.Nonce != tc.nonce || c.Mode != tc.mode || c.BootIF.String() != tc.mac {
 			t.Errorf("%q = %+v, %v", tc.line, c, err)
 		}
 	}
-	for _, bad := range []string{"", "smelt.nonce=n", "smelt.server=http://s smelt.nonce=n", "smelt.server=https://s", "smelt.server=https:// smelt.nonce=n", "smelt.server=%zz smelt.nonce=n"} {
+	for _, bad := range []string{"", "smelt.nonce=n", "smelt.server=http://s smelt.nonce=n", "smelt.server=https://s", "smelt.server=https:// smelt.nonce=n", "smelt.server=%zz smelt.nonce=n",
+		"smelt.boot=http://b", "smelt.server=https://s smelt.boot=b", "smelt.server=https://s smelt.boot=ftp://b", "smelt.server=https://s smelt.boot=http://"} {
 		if c, err := ParseCmdLine(bad); err == nil {
 			t.Errorf("%q = %+v, want an error", bad, c)
 		}
