@@ -80,6 +80,7 @@ type recorder struct {
 	log     *slog.Logger
 	observe func(Event)
 	queue   chan Event
+	stats   stats
 
 	mu   sync.Mutex
 	byID map[MAC]*list.Element // of *history
@@ -104,6 +105,7 @@ func (r *recorder) record(e Event) {
 	r.log.Log(context.Background(), level, "boot: "+e.Kind, "mac", e.Machine.MAC, "addr", e.Machine.Addr, "arch", uint16(e.Machine.Arch),
 		"ipxe", e.Machine.IPXE, "answer", e.Answer, "why", e.Why)
 
+	r.count(e)
 	r.mu.Lock()
 	el, ok := r.byID[e.Machine.MAC]
 	if ok {
@@ -135,6 +137,21 @@ func (r *recorder) record(e Event) {
 		case r.queue <- e:
 		default: // the observer lags; Recent still has the event
 		}
+	}
+}
+
+// count counts what was heard and what was answered.
+func (r *recorder) count(e Event) {
+	kind, rest, _ := strings.Cut(e.Kind, " ")
+	answer, _, _ := strings.Cut(e.Answer, " ")
+	switch kind {
+	case "dhcp":
+		r.stats.dhcp.add(1, e.Machine.Network, rest)
+		if answer == "offer" || answer == "ack" || answer == "nak" {
+			r.stats.dhcp.add(1, e.Machine.Network, answer)
+		}
+	case "script", "next":
+		r.stats.scripts.add(1, e.Answer)
 	}
 }
 

@@ -153,6 +153,8 @@ type Boot struct {
 	Args   []string // kernel arguments: one value is one token, whatever it holds
 	Why    string   // one line for logs, for the machine's screen, for the technician
 	Screen []string // more lines for the screen
+	Code   string   // short name of the machine, for its screen and for people; may be empty
+	Page   string   // URL that its screen shows as a QR code; may be empty
 	Path   Path     // how its firmware is to come to the RAM system; the zero Path tries what fits
 }
 
