@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/insomniacslk/dhcp/dhcpv4"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sync/errgroup"
 )
@@ -41,6 +42,7 @@ type Config struct {
 	Leases   string         // path of the lease journal
 	HTTP     netip.AddrPort // where machines reach Handler; 0.0.0.0 stands for our address on their network
 	Observe  func(Event)    // told of each decision, late or never when it is slow; must return; may be nil
+	Rival    func(Rival)    // told when the alarm about another server begins, changes or ends; must return; may be nil
 }
 
 // Network is one interface whose machines are served.
@@ -71,6 +73,7 @@ type network struct {
 	id     netip.Addr // ours: server identifier, TFTP server
 	leases *leases
 	prober *prober // nil before Run
+	rivals *rivals // nil where nobody listens to other servers
 }
 
 // Server is the boot service of a site. It is a Task.
@@ -123,6 +126,7 @@ func New(c Config) (*Server, error) {
 		}
 		s.networks = append(s.networks, &network{Network: n, id: n.Address.Addr(), leases: newLeases(n, nil)})
 	}
+	s.watchRivals(c.Rival)
 	return s, nil
 }
 
@@ -286,6 +290,13 @@ func (s *Server) Run(ctx context.Context) error {
 			tasks = append(tasks, a.run)
 		}
 	}
+	watchers, err := s.openWatchers()
+	if err != nil {
+		return fail(err)
+	}
+	for _, w := range watchers {
+		tasks = append(tasks, w.listen, w.run)
+	}
 	g.Go(func() error { return j.run(ctx) })
 	g.Go(func() error { return s.recorder.run(ctx) })
 	for _, t := range tasks {
@@ -351,6 +362,12 @@ func (s *Server) handle(ctx context.Context, n *network, l *link, p packet) {
 	if err != nil {
 		s.log.Debug("boot: DHCP message dropped", "interface", n.Interface, "why", err)
 		return
+	}
+	if isProbe(r.machine.MAC) {
+		return // a Smelt that looks for rivals, and no machine
+	}
+	if n.rivals != nil && r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != n.id {
+		n.rivals.named(r.server, time.Now())
 	}
 	r.unicast = p.unicast && !r.giaddr.IsValid() // a relay sends on by unicast what it heard by broadcast
 	a, e := s.respond(ctx, n, r, time.Now())

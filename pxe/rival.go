@@ -1,0 +1,403 @@
+package pxe
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Rival is another DHCP or ProxyDHCP server that was heard on a network of
+// ours. All of it is what packets say: labels, no proof.
+type Rival struct {
+	Network    string // name of the network it was heard on
+	Interface  string
+	MAC        MAC        // Ethernet source of its answers: its own, or its relay's; zero when only a machine named it
+	Addr       netip.Addr // IP source of its answers
+	Server     netip.Addr // server identifier (option 54)
+	Relay      netip.Addr // giaddr: its answers come through this relay
+	DHCP       bool       // gives addresses
+	Proxy      bool       // says what to boot, and gives no address
+	Offered    netip.Addr // the last address it gave
+	Boots      []RivalBoot
+	Vendor     string // vendor class (option 60)
+	Program    string // what it seems to be; "" when nothing tells
+	Expected   bool   // the site names it as the hall's own
+	Alarm      string // what harm it does; "" when none is known
+	First      time.Time
+	Last       time.Time
+	Count      int  // answers heard
+	Refused    int  // of these, refusals (NAK)
+	Gone       bool // not heard for so long that the alarm is over
+	answeredUs bool // it answered a question of ours, so it is no mere forgery of the past
+}
+
+// RivalBoot is something that a rival gives to boot.
+type RivalBoot struct {
+	For    string // what our question said it was, such as "UEFI PXE"; "" for an answer to some machine
+	File   string
+	Server string // where the file is (siaddr or option 66)
+}
+
+const (
+	// An attacker makes up servers for nothing.
+	maxRivals     = 64 // on one interface
+	maxRivalBoots = 8  // of one rival
+
+	// rivalSilence ends an alarm. A server that is there answers at least our
+	// own questions, so this is some of them missed.
+	rivalSilence = 4 * rivalInterval
+)
+
+// Kind says what r does, in words.
+func (r *Rival) Kind() string {
+	switch {
+	case r.Program == programSmelt:
+		return "Smelt"
+	case r.DHCP && r.Proxy:
+		return "DHCP and ProxyDHCP"
+	case r.Proxy:
+		return "ProxyDHCP"
+	case r.DHCP && len(r.Boots) > 0:
+		return "DHCP with boot"
+	}
+	return "DHCP"
+}
+
+// Next says what to do about r; "" when nothing.
+func (r *Rival) Next() string {
+	if r.Alarm == "" {
+		return ""
+	}
+	who := r.Server
+	if !who.IsValid() {
+		who = r.Addr
+	}
+	if r.DHCP && !r.Proxy && len(r.Boots) == 0 {
+		return fmt.Sprintf("if it is the hall's own, name it in site.yaml (networks: dhcpServers: [%s]) and set mode: proxy; else switch it off", who)
+	}
+	return fmt.Sprintf("switch it off, or stop it from answering machines that Smelt converts; if it must stay, name it in site.yaml (networks: dhcpServers: [%s])", who)
+}
+
+// String names r in one line.
+func (r *Rival) String() string {
+	var b strings.Builder
+	b.WriteString(r.Kind())
+	b.WriteString(" server")
+	if a := r.Server; a.IsValid() {
+		fmt.Fprintf(&b, " %s", a)
+	} else if r.Addr.IsValid() {
+		fmt.Fprintf(&b, " %s", r.Addr)
+	}
+	if r.MAC != (MAC{}) {
+		fmt.Fprintf(&b, " (%s)", r.MAC)
+	}
+	if r.Program != "" && r.Program != programSmelt {
+		fmt.Fprintf(&b, ", seems to be %s", r.Program)
+	}
+	return b.String()
+}
+
+// boots says what machines get from r to boot.
+func (r *Rival) boots() string {
+	var parts []string
+	for _, b := range r.Boots {
+		s := b.File
+		if s == "" {
+			s = "a boot menu"
+		}
+		if b.Server != "" {
+			s += " from " + b.Server
+		}
+		if b.For != "" {
+			s += " to " + b.For
+		}
+		parts = append(parts, s)
+	}
+	return strings.Join(parts, ", ")
+}
+
+type rivalKey struct {
+	mac    MAC
+	server netip.Addr
+}
+
+// rivals is what was heard on one interface.
+type rivals struct {
+	network Network // whose machines they take
+	log     *slog.Logger
+	told    func(Rival) // may be nil
+	changes chan Rival  // alarms that begin, change and end
+
+	mu      sync.Mutex
+	known   map[rivalKey]*Rival
+	flooded int // servers that found no place
+}
+
+func newRivals(n Network, log *slog.Logger, told func(Rival)) *rivals {
+	return &rivals{network: n, log: log, told: told, changes: make(chan Rival, 2*maxRivals), known: make(map[rivalKey]*Rival)}
+}
+
+// tell passes r on, unless the listener lags.
+func (t *rivals) tell(r *Rival) {
+	select {
+	case t.changes <- r.copy():
+	default:
+	}
+}
+
+// hear notes an answer of another server. asked is what our question said we
+// were, when it answers one of ours.
+func (t *rivals) hear(from MAC, src netip.Addr, s *sighting, asked string, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	server := s.server
+	if !server.IsValid() {
+		server = src
+	}
+	key := rivalKey{from, server}
+	r := t.known[key]
+	if r == nil {
+		// A machine may have named it before it was heard.
+		if r = t.known[rivalKey{server: server}]; r != nil {
+			delete(t.known, rivalKey{server: server})
+			r.MAC = from
+			t.known[key] = r
+		} else if r = t.add(key, asked != "", now); r == nil {
+			return
+		}
+	}
+	r.Addr, r.Server, r.Last = src, s.server, now
+	r.Count++
+	r.answeredUs = r.answeredUs || asked != ""
+	if s.giaddr.IsValid() {
+		r.Relay = s.giaddr
+	}
+	if s.vendor != "" {
+		r.Vendor = s.vendor
+	}
+	switch {
+	case s.kind == nakMessage:
+		r.DHCP = true
+		r.Refused++
+	case s.yiaddr.IsValid():
+		r.DHCP = true
+		r.Offered = s.yiaddr
+	case s.boots(), strings.HasPrefix(s.vendor, "PXEClient"), strings.HasPrefix(s.vendor, "HTTPClient"):
+		r.Proxy = true
+	default:
+		r.DHCP = true // an answer to INFORM
+	}
+	if s.boots() {
+		r.boot(RivalBoot{For: asked, File: s.file, Server: s.next})
+	}
+	if p := program(s); p != "" && (r.Program == "" || len(p) > len(r.Program)) {
+		r.Program = p
+	}
+	t.judge(r)
+}
+
+// boot adds b, and forgets a menu once its file is known.
+func (r *Rival) boot(b RivalBoot) {
+	for i, have := range r.Boots {
+		switch {
+		case have == b, b.File == "" && have.For == b.For:
+			return
+		case have.For == b.For && have.File == "":
+			r.Boots[i] = b
+			return
+		case b.For == "" && have.File == b.File && have.Server == b.Server:
+			return
+		}
+	}
+	if len(r.Boots) < maxRivalBoots {
+		r.Boots = append(r.Boots, b)
+	}
+}
+
+// named notes that a machine chose another server (option 54 of its REQUEST):
+// the answer itself went to the machine alone.
+func (t *rivals) named(server netip.Addr, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range t.known {
+		if r.Server == server {
+			r.Last = now
+			return
+		}
+	}
+	r := t.add(rivalKey{server: server}, false, now)
+	if r == nil {
+		return
+	}
+	r.Server, r.DHCP, r.Last = server, true, now
+	r.Count++
+	t.judge(r)
+}
+
+// smelt notes another Smelt, whose question to rivals we heard.
+func (t *rivals) smelt(from MAC, addr netip.Addr, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := rivalKey{from, addr}
+	r := t.known[key]
+	if r == nil {
+		if r = t.add(key, true, now); r == nil {
+			return
+		}
+	}
+	r.Addr, r.Server, r.Last, r.Program = addr, addr, now, programSmelt
+	r.Count++
+	t.judge(r)
+}
+
+// add makes place for a rival, or returns nil: a flood of made-up servers
+// neither grows the table nor pushes out what really answers.
+func (t *rivals) add(key rivalKey, answered bool, now time.Time) *Rival {
+	if len(t.known) >= maxRivals {
+		t.expire(now)
+	}
+	if len(t.known) >= maxRivals {
+		var oldest *Rival
+		var at rivalKey
+		for k, r := range t.known {
+			if !r.answeredUs && !r.Expected && (oldest == nil || r.Last.Before(oldest.Last)) {
+				oldest, at = r, k
+			}
+		}
+		if oldest == nil || !answered {
+			if t.flooded++; t.flooded == 1 {
+				t.log.Warn("boot: more DHCP servers than any network has: somebody makes them up; switch on DHCP snooping on the switches",
+					"interface", t.network.Interface, "servers", len(t.known))
+			}
+			return nil
+		}
+		delete(t.known, at)
+	}
+	r := &Rival{Network: t.network.Name, Interface: t.network.Interface, MAC: key.mac, First: now}
+	t.known[key] = r
+	return r
+}
+
+// from reports whether a machine fetches b from the address a.
+func (b RivalBoot) from(a netip.Addr) bool {
+	if u, err := url.Parse(b.File); err == nil && u.Host != "" {
+		return u.Hostname() == a.String()
+	}
+	return b.Server == a.String()
+}
+
+// judge decides whether r does harm, and raises the alarm when that is new.
+func (t *rivals) judge(r *Rival) {
+	n := &t.network
+	before := r.Alarm
+	r.Expected = r.Server.IsValid() && slices.Contains(n.Servers, r.Server) || r.Addr.IsValid() && slices.Contains(n.Servers, r.Addr)
+	elsewhere := slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return !b.from(n.Address.Addr()) })
+	r.Alarm = ""
+	switch own := n.Address.Addr(); {
+	case own.IsValid() && (r.Server == own || r.Addr == own):
+		r.Alarm = "it answers under our own address " + own.String()
+	case r.Expected:
+	case r.Program == programSmelt:
+		r.Alarm = "two Smelts answer the same machines"
+	case elsewhere:
+		r.Alarm = "machines boot " + r.boots() + " and do not reach Smelt"
+	case n.Mode == Authoritative || len(n.Servers) > 0:
+		r.Alarm = "it gives addresses, and a machine takes whichever answer comes first"
+	}
+	if r.Alarm == before {
+		return
+	}
+	if r.Alarm != "" && before == "" {
+		t.log.Warn("boot: "+r.String()+": "+r.Alarm, "interface", n.Interface, "mac", r.MAC, "addr", r.Addr, "server", r.Server,
+			"offered", r.Offered, "boots", r.boots(), "next", r.Next())
+	}
+	t.tell(r)
+}
+
+// expire forgets who was silent for long; mu is held.
+func (t *rivals) expire(now time.Time) {
+	for k, r := range t.known {
+		if now.Sub(r.Last) < rivalSilence {
+			continue
+		}
+		delete(t.known, k)
+		r.Gone = true
+		t.log.Info("boot: "+r.String()+" is not heard any more", "interface", t.network.Interface, "last", r.Last)
+		if r.Alarm != "" {
+			t.tell(r)
+		}
+	}
+	if len(t.known) < maxRivals/2 {
+		t.flooded = 0
+	}
+}
+
+// list returns who was heard of late, those that do harm first.
+func (t *rivals) list(now time.Time) []Rival {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire(now)
+	out := make([]Rival, 0, len(t.known))
+	for _, r := range t.known {
+		out = append(out, r.copy())
+	}
+	slices.SortFunc(out, func(a, b Rival) int {
+		if (a.Alarm == "") != (b.Alarm == "") {
+			if a.Alarm != "" {
+				return -1
+			}
+			return 1
+		}
+		if c := a.First.Compare(b.First); c != 0 {
+			return c
+		}
+		return a.Server.Compare(b.Server)
+	})
+	return out
+}
+
+func (r *Rival) copy() Rival {
+	c := *r
+	c.Boots = slices.Clone(r.Boots)
+	return c
+}
+
+// Rivals returns the other DHCP and ProxyDHCP servers that were heard of late
+// on our networks, those that do harm first.
+func (s *Server) Rivals() []Rival {
+	var out []Rival
+	for _, t := range s.watched() {
+		out = append(out, t.list(time.Now())...)
+	}
+	return out
+}
+
+// watchRivals makes one table for each interface that machines are on: what
+// lies behind relays is not heard, only named by machines.
+func (s *Server) watchRivals(told func(Rival)) {
+	tables := make(map[string]*rivals)
+	for _, n := range s.networks {
+		if n.Mode != Relay && tables[n.Interface] == nil {
+			tables[n.Interface] = newRivals(n.Network, s.log, told)
+		}
+	}
+	for _, n := range s.networks {
+		n.rivals = tables[n.Interface]
+	}
+}
+
+// watched lists the tables, each once.
+func (s *Server) watched() []*rivals {
+	var out []*rivals
+	for _, n := range s.networks {
+		if n.rivals != nil && !slices.Contains(out, n.rivals) {
+			out = append(out, n.rivals)
+		}
+	}
+	return out
+}

@@ -1,0 +1,425 @@
+package pxe
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	rivalInterval = 5 * time.Minute // between our questions, and a fifth more or less
+	questionGap   = time.Second     // between the questions of one round
+	proxyPort     = 4011            // boot servers (PXE 2.1 section 2.2.2)
+)
+
+// probePrefix begins the hardware address that our questions name: locally
+// administered, and reserved for this. No Smelt answers it or takes it for a
+// machine; hearing it from elsewhere shows that another Smelt is there.
+var probePrefix = [5]byte{0x02, 'S', 'M', 'E', 'L'}
+
+// probeMAC is the address that the questions of the interface with the
+// hardware address hw name.
+func probeMAC(hw MAC) MAC {
+	var last byte
+	for _, b := range hw {
+		last = last*31 + b
+	}
+	return MAC{probePrefix[0], probePrefix[1], probePrefix[2], probePrefix[3], probePrefix[4], last}
+}
+
+// isProbe reports whether mac is that of a Smelt that looks for rivals.
+func isProbe(mac MAC) bool { return [5]byte(mac[:5]) == probePrefix }
+
+// probes are the machines that our questions pretend to be.
+var probes = []struct {
+	name  string
+	class string
+	arch  Arch
+}{
+	{"BIOS PXE", "PXEClient:Arch:00000:UNDI:002001", BIOS},
+	{"UEFI PXE", "PXEClient:Arch:00007:UNDI:003000", UEFIx64},
+	{"UEFI HTTP", "HTTPClient:Arch:00016:UNDI:003001", HTTPx64},
+}
+
+// watcher listens on an interface to other servers, and asks for them.
+type watcher struct {
+	rivals *rivals
+	iface  *net.Interface
+	own    []MAC // of all our interfaces: what comes from there is our own
+	file   *os.File
+	log    *slog.Logger
+
+	mu    sync.Mutex
+	asked map[uint32]string // transaction: what the question said it was
+}
+
+// openWatcher listens in the whole interface, whoever holds port 67.
+func openWatcher(t *rivals, log *slog.Logger) (*watcher, error) {
+	name := t.network.Interface
+	iface, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %v", name, err)
+	}
+	if len(iface.HardwareAddr) != 6 {
+		return nil, fmt.Errorf("interface %s has no Ethernet address", name)
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	w := &watcher{rivals: t, iface: iface, log: log}
+	for _, i := range all {
+		if len(i.HardwareAddr) == 6 {
+			w.own = append(w.own, MAC(i.HardwareAddr))
+		}
+	}
+	filter, err := bpf.Assemble(rivalFilter())
+	if err != nil {
+		return nil, err
+	}
+	// Protocol 0 until the filter is in place, so that nothing else is read.
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("packet socket on %s: %v (needs CAP_NET_RAW)", name, err)
+	}
+	prog := make([]unix.SockFilter, len(filter))
+	for i, f := range filter {
+		prog[i] = unix.SockFilter{Code: f.Op, Jt: f.Jt, Jf: f.Jf, K: f.K}
+	}
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: iface.Index})
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("packet socket on %s: %v", name, err)
+	}
+	w.file = os.NewFile(uintptr(fd), "rivals")
+	return w, nil
+}
+
+// rivalFilter lets through, of IPv4: UDP from port 67 or 4011, which are
+// answers of servers, and UDP to port 67 about a probe address, which are
+// questions of another Smelt.
+func rivalFilter() []bpf.Instruction {
+	const chaddr = 8 + 28 // behind the IP header: UDP header, fields before chaddr (RFC 2131 figure 1)
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 9, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 11},
+		bpf.LoadAbsolute{Off: 6, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x1fff, SkipTrue: 9}, // a later fragment
+		bpf.LoadMemShift{Off: 0},
+		bpf.LoadIndirect{Off: 0, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: serverPort, SkipTrue: 5},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: proxyPort, SkipTrue: 4},
+		bpf.LoadIndirect{Off: 2, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: serverPort, SkipTrue: 3},
+		bpf.LoadIndirect{Off: chaddr, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(probePrefix[:4]), SkipTrue: 1},
+		bpf.RetConstant{Val: 65535},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
+// listen notes what it hears until ctx ends.
+func (w *watcher) listen(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { w.file.Close() })
+	defer stop()
+	defer w.file.Close()
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 28+40+maxReply)
+	for {
+		var n int
+		var from unix.Sockaddr
+		var rerr error
+		err := raw.Read(func(fd uintptr) bool {
+			n, from, rerr = unix.Recvfrom(int(fd), buf, 0)
+			return rerr != unix.EAGAIN && rerr != unix.EINTR
+		})
+		if err == nil {
+			err = rerr
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == unix.ENETDOWN:
+			continue // the interface went down; it reads again once it is up
+		case err != nil:
+			return fmt.Errorf("other DHCP servers on %s: %v", w.iface.Name, err)
+		}
+		if sa, ok := from.(*unix.SockaddrLinklayer); ok && sa.Pkttype != unix.PACKET_OUTGOING && sa.Halen == 6 {
+			w.packet(MAC(sa.Addr[:6]), buf[:n], time.Now())
+		}
+	}
+}
+
+// packet looks at one IP packet. Whatever a stranger sends, the watch goes on.
+func (w *watcher) packet(from MAC, p []byte, now time.Time) {
+	defer func() {
+		if v := recover(); v != nil {
+			w.log.Error("boot: a packet of another DHCP server dropped after a panic", "interface", w.iface.Name, "panic", v, "stack", string(debug.Stack()))
+		}
+	}()
+	if slices.Contains(w.own, from) {
+		return
+	}
+	src, payload, ok := udp4(p)
+	if !ok {
+		return
+	}
+	if payload[0] == 1 {
+		if a, ok := readProbe(payload); ok {
+			w.rivals.smelt(from, a, now)
+		}
+		return
+	}
+	s, err := parseSighting(payload)
+	if err != nil {
+		return
+	}
+	// What a relay passes on to its machines is not what it says itself: ours
+	// comes back with our own identifier.
+	if s.giaddr.IsValid() && s.server == w.rivals.network.Address.Addr() {
+		return
+	}
+	w.mu.Lock()
+	asked := w.asked[s.xid]
+	w.mu.Unlock()
+	if !isProbe(s.client) {
+		asked = ""
+	}
+	w.rivals.hear(from, src, s, asked, now)
+}
+
+// udp4 is the source and the content of a UDP datagram that is not empty and
+// not in fragments.
+func udp4(p []byte) (src netip.Addr, payload []byte, ok bool) {
+	if len(p) < 28 || p[0]>>4 != 4 || p[9] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(p[6:])&0x3fff != 0 {
+		return
+	}
+	head := int(p[0]&15) * 4
+	total := int(binary.BigEndian.Uint16(p[2:])) // behind it is padding of Ethernet
+	if head < 20 || total > len(p) || total < head+8 {
+		return
+	}
+	u := p[head:total]
+	n := int(binary.BigEndian.Uint16(u[4:]))
+	if n <= 8 || n > len(u) {
+		return
+	}
+	return netip.AddrFrom4([4]byte(p[12:16])), u[8:n], true
+}
+
+// clientID says in option 61 whose question it is.
+const clientID = "smelt "
+
+// readProbe returns which Smelt asks. Not one beyond a relay (giaddr), which
+// may have sent us our own question.
+func readProbe(b []byte) (netip.Addr, bool) {
+	if len(b) < dhcpHeader || b[0] != 1 || !isProbe(MAC(b[28:34])) || binary.BigEndian.Uint32(b[24:]) != 0 {
+		return netip.Addr{}, false
+	}
+	options := make(map[byte][]byte)
+	if _, err := readOptions(b[dhcpHeader:], options); err != nil {
+		return netip.Addr{}, false
+	}
+	id := options[61]
+	if len(id) == 0 || !strings.HasPrefix(string(id[1:]), clientID) {
+		return netip.Addr{}, false
+	}
+	a, err := netip.ParseAddr(string(id[1+len(clientID):]))
+	return a, err == nil && a.Is4()
+}
+
+// question is a DISCOVER as firmware sends it (RFC 4578), of a machine that
+// does not exist. Answers come by broadcast.
+func (w *watcher) question(kind byte, class string, arch Arch, xid uint32) []byte {
+	m := make([]byte, dhcpHeader, 400)
+	m[0], m[1], m[2] = 1, 1, 6 // request, Ethernet
+	binary.BigEndian.PutUint32(m[4:], xid)
+	m[10] = 0x80 // answer by broadcast
+	mac := probeMAC(MAC(w.iface.HardwareAddr))
+	copy(m[28:], mac[:])
+	copy(m[236:], dhcpCookie)
+	id := clientID + w.rivals.network.Address.Addr().String()
+	option := func(code byte, b ...byte) { m = append(append(m, code, byte(len(b))), b...) }
+	option(53, kind)
+	option(55, 1, 3, 6, 12, 43, 54, 60, 66, 67, 97, 175, 208, 209, 210)
+	option(57, 1472>>8, 1472&0xff)
+	option(60, []byte(class)...)
+	option(61, append([]byte{0}, id...)...)
+	option(93, byte(arch>>8), byte(arch))
+	option(94, 1, 3, 0)
+	option(97, append([]byte{0}, append(mac[:], "smeltprobe"...)...)...)
+	return append(m, 255)
+}
+
+// send transmits a question from 0.0.0.0 port 68 in a frame of our own
+// hardware address: a switch that saw the address of the question on our port
+// might shut it.
+func (w *watcher) send(to netip.AddrPort, mac MAC, from netip.Addr, payload []byte) error {
+	p := datagram(from, to, payload)
+	binary.BigEndian.PutUint16(p[20:], clientPort)
+	clear(p[26:28]) // no checksum (RFC 768): the port above is another
+	sa := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: w.iface.Index, Halen: 6}
+	copy(sa.Addr[:], mac[:])
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendto(int(fd), p, 0, sa)
+		return serr != unix.EAGAIN
+	})
+	if err == nil {
+		err = serr
+	}
+	return err
+}
+
+// ask puts one round of questions.
+func (w *watcher) ask(ctx context.Context) error {
+	asked := make(map[uint32]string)
+	w.mu.Lock()
+	w.asked = asked
+	w.mu.Unlock()
+	remember := func(name string) uint32 {
+		var b [4]byte
+		_, _ = rand.Read(b[:]) // never fails
+		xid := binary.BigEndian.Uint32(b[:])
+		w.mu.Lock()
+		asked[xid] = name
+		w.mu.Unlock()
+		return xid
+	}
+	all := MAC{255, 255, 255, 255, 255, 255}
+	none := netip.IPv4Unspecified()
+	for _, p := range probes {
+		q := w.question(1, p.class, p.arch, remember(p.name))
+		if err := w.send(netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), serverPort), all, none, q); err != nil {
+			return fmt.Errorf("question to other DHCP servers on %s: %v", w.iface.Name, err)
+		}
+		if !sleep(ctx, questionGap) {
+			return nil
+		}
+	}
+	// A ProxyDHCP server that offered a menu says at port 4011 what it has.
+	own := w.rivals.network.Address.Addr()
+	if !own.IsValid() {
+		return nil
+	}
+	for _, r := range w.rivals.list(time.Now()) {
+		if !r.Proxy || !r.Addr.Is4() || !slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return b.File == "" }) {
+			continue
+		}
+		for _, p := range probes[:2] {
+			q := w.question(3, p.class, p.arch, remember(p.name))
+			a := own.As4()
+			copy(q[12:], a[:]) // ciaddr: where the answer goes
+			q[10] = 0
+			if err := w.send(netip.AddrPortFrom(r.Addr, proxyPort), r.MAC, own, q); err != nil {
+				return fmt.Errorf("question to %s on %s: %v", r.Addr, w.iface.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// run asks now and again until ctx ends.
+func (w *watcher) run(ctx context.Context) error {
+	failed := false
+	next := time.After(0)
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case r := <-w.rivals.changes:
+			if w.rivals.told != nil {
+				w.rivals.told(r)
+			}
+		case <-tick.C:
+			w.rivals.list(time.Now()) // forgets who is gone
+		case <-next:
+			next = time.After(rivalInterval*4/5 + mathrand.N(rivalInterval*2/5))
+			if w.rivals.network.Mode == Observe {
+				continue // whoever observes is not heard
+			}
+			err := w.ask(ctx)
+			if err != nil && !failed {
+				w.log.Warn("boot: cannot look for other DHCP servers", "err", err)
+			}
+			failed = err != nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// openWatchers starts to listen on every interface that machines are on.
+func (s *Server) openWatchers() ([]*watcher, error) {
+	var out []*watcher
+	for _, t := range s.watched() {
+		w, err := openWatcher(t, s.log)
+		if err != nil {
+			for _, w := range out {
+				w.file.Close()
+			}
+			return nil, err
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+// FindRivals asks once on an interface and returns who answered within wait.
+// Of n it reads Interface, Address, Mode and Servers.
+func FindRivals(ctx context.Context, n Network, wait time.Duration) ([]Rival, error) {
+	log := slog.New(slog.DiscardHandler)
+	t := newRivals(n, log, nil)
+	w, err := openWatcher(t, log)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- w.listen(ctx) }()
+	err = w.ask(ctx)
+	if err == nil {
+		sleep(ctx, wait)
+	}
+	cancel()
+	if lerr := <-done; err == nil {
+		err = lerr
+	}
+	return t.list(time.Now()), err
+}
+
+// sleep waits, unless ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
