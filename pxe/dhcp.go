@@ -193,7 +193,7 @@ func (r *request) classify() {
 	}
 	m.Arch = r.archs[0]
 	for _, a := range r.archs {
-		if _, ok := loaders[a]; ok {
+		if _, ok := ladders[a]; ok {
 			m.Arch = a
 			break
 		}
@@ -258,6 +258,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 	mac := r.machine.MAC
 	r.machine.Addr = n.leases.lookup(mac, now)
 	r.machine.Network, r.machine.Relay = n.Name, r.giaddr
+	r.machine.Starts = s.started(r, now)
 	e.Machine = r.machine
 
 	switch r.kind {
@@ -485,7 +486,7 @@ func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) s
 		m.UpdateOption(dhcpv4.OptGeneric(optEtherboot, []byte{0xb0, 1, 1}))
 		return "script"
 	}
-	c := choose(question{client: r.client, arch: r.machine.Arch, vendor: r.machine.Vendor, action: b.Action, path: b.Path, starts: r.machine.Starts, has: s.files.Has})
+	c := s.choose(r, b)
 	if c.via == byNothing {
 		return "plain lease: " + c.why
 	}

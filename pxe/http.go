@@ -143,6 +143,7 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 		// Say it again with what iPXE knows of itself.
 		again = s.base(n) + scriptPath + "?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}"
 	} else {
+		s.trail.beyond(m.MAC)
 		b, err = s.ask(r.Context(), m, askScriptTime)
 	}
 	if err == nil && b.Action == Ignore {

@@ -85,6 +85,7 @@ type Server struct {
 	path     string
 	http     netip.AddrPort
 	recorder *recorder
+	trail    *trail
 	slots    chan struct{} // questions to the Booter under way
 	ready    chan struct{}
 }
@@ -104,7 +105,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		files: c.Files, booter: c.Booter, log: c.Log, path: c.Leases, http: c.HTTP,
-		recorder: newRecorder(c.Log, c.Observe), slots: make(chan struct{}, asking), ready: make(chan struct{}),
+		recorder: newRecorder(c.Log, c.Observe), trail: newTrail(), slots: make(chan struct{}, asking), ready: make(chan struct{}),
 	}
 	for _, n := range c.Networks {
 		if n.Name == "" {
