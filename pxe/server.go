@@ -60,6 +60,8 @@ type Network struct {
 	DNS                 []netip.Addr
 	LeaseTime           time.Duration // 0: one hour
 	RouterAdvertisement bool          // answer IPv6 router solicitations with an empty advertisement
+	Known               []MAC         // machines of the site: strangers never use up the addresses they may need
+	Rules               Rules         // whom to answer; the zero Rules name everybody
 }
 
 // Range is a range of addresses, both ends included.
@@ -71,6 +73,7 @@ func (r Range) String() string { return r.From.String() + "-" + r.To.String() }
 type network struct {
 	Network
 	id     netip.Addr // ours: server identifier, TFTP server
+	rules  rules
 	leases *leases
 	prober *prober // nil before Run
 	rivals *rivals // nil where nobody listens to other servers
@@ -117,6 +120,10 @@ func New(c Config) (*Server, error) {
 		if err := n.validate(); err != nil {
 			return nil, fmt.Errorf("network on %s: %v", n.Interface, err)
 		}
+		rules, err := newRules(n.Rules)
+		if err != nil {
+			return nil, fmt.Errorf("network on %s: %v", n.Interface, err)
+		}
 		for _, other := range s.networks {
 			switch {
 			case other.Interface == n.Interface:
@@ -125,13 +132,16 @@ func New(c Config) (*Server, error) {
 				return nil, fmt.Errorf("network on %s: %s overlaps %s on %s", n.Interface, n.Address.Masked(), other.Address.Masked(), other.Interface)
 			}
 		}
-		s.networks = append(s.networks, &network{Network: n, id: n.Address.Addr(), leases: newLeases(n, nil)})
+		s.networks = append(s.networks, &network{Network: n, id: n.Address.Addr(), rules: rules, leases: newLeases(n, nil)})
 	}
 	s.watchRivals(c.Rival)
 	return s, nil
 }
 
 func (n *Network) validate() error {
+	if n.Mode != Authoritative {
+		return fmt.Errorf("mode %s is not served yet", n.Mode)
+	}
 	if n.Interface == "" {
 		return errors.New("no interface")
 	}

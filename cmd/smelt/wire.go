@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"smelt/burnin"
 	"smelt/images/build"
@@ -56,21 +57,61 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 	return out
 }
 
+// modes are the words of the site file.
+var modes = map[string]pxe.Mode{"authoritative": pxe.Authoritative, "proxy": pxe.Proxy, "relay": pxe.Relay, "observe": pxe.Observe}
+
 // networks are the networks that machines boot on, with the fixed leases of
 // the nodes whose address lies in them.
 func networks(site *config.Site) []pxe.Network {
+	var known []pxe.MAC
+	for _, node := range site.Nodes {
+		for _, m := range node.MACs {
+			known = append(known, pxe.MAC(m))
+		}
+		if node.BMCMAC != nil {
+			known = append(known, pxe.MAC(*node.BMCMAC))
+		}
+	}
 	var out []pxe.Network
 	for _, n := range site.Networks {
 		w := pxe.Network{
-			Name: n.Name, Interface: n.Interface, Address: n.Address, Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last},
-			Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement, Fixed: map[pxe.MAC]netip.Addr{},
+			Name: n.Name, Mode: modes[n.Mode], Interface: n.Interface, Address: n.Address, Subnet: n.Subnet, Relays: n.Relays, Servers: n.Servers,
+			Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last}, Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement,
+			Fixed: map[pxe.MAC]netip.Addr{}, Known: known, Rules: pxe.Rules{Allow: matches(site, n.Allow), Deny: matches(site, n.Deny)},
 		}
 		for _, node := range site.Nodes {
-			if node.Address.IsValid() && n.Address.Masked().Contains(node.Address) && len(node.MACs) > 0 {
+			if node.Address.IsValid() && n.Machines().Contains(node.Address) && len(node.MACs) > 0 {
 				w.Fixed[pxe.MAC(node.MACs[0])] = node.Address
 			}
 		}
 		out = append(out, w)
+	}
+	return out
+}
+
+// matches is a rule of the site in the words of DHCP, which knows of no class:
+// nil when there is no rule, empty when its classes have no nodes yet.
+func matches(site *config.Site, r config.Rule) []pxe.Match {
+	if len(r.MACs)+len(r.OUIs)+len(r.Vendors)+len(r.Classes) == 0 {
+		return nil
+	}
+	out := []pxe.Match{}
+	for _, m := range r.MACs {
+		out = append(out, pxe.Match{MAC: pxe.MAC(m)})
+	}
+	for _, o := range r.OUIs {
+		out = append(out, pxe.Match{OUI: pxe.OUI(o)})
+	}
+	for _, v := range r.Vendors {
+		out = append(out, pxe.Match{Vendor: v})
+	}
+	for _, n := range site.Nodes {
+		if !slices.Contains(r.Classes, n.Class) {
+			continue
+		}
+		for _, m := range n.MACs {
+			out = append(out, pxe.Match{MAC: pxe.MAC(m), Name: "class " + n.Class})
+		}
 	}
 	return out
 }

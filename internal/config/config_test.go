@@ -61,6 +61,40 @@ func lineOf(text, mark string) string {
 	return fmt.Sprintf("%d:%d", 1+strings.Count(text[:i], "\n"), i-strings.LastIndex(text[:i], "\n"))
 }
 
+const netKey, modeKey, secondNet = "    interface: eno2\n", "    mode: authoritative ", "\n# The power tree."
+
+// TestModes reads one network of each mode, and whom they answer.
+func TestModes(t *testing.T) {
+	s, err := Parse("s", []byte(edit(t, secondNet, `
+  - {name: row-b, mode: relay, interface: eno2, address: 10.20.0.1/16, subnet: 10.21.0.0/16, relays: [10.21.0.1], pool: 10.21.200.1-10.21.200.250, router: 10.21.0.1}
+  - {name: row-c, mode: relay, interface: eno2, address: 10.20.0.1/16, subnet: 10.22.0.0/16, relays: [10.21.0.1]}
+  - name: office
+    mode: proxy
+    interface: eno3
+    address: 10.30.0.5/16
+    dhcpServers: [10.30.0.1]
+    allow: {macs: ["52:54:00:00:00:01"], ouis: ["B4-2E-99"], vendorClasses: ["PXEClient*"], classes: [rig-6x3080]}
+    deny: {vendorClasses: ["anthillOS"]}
+  - {name: uplink, mode: observe, interface: eno4, address: 10.40.0.5/16}
+`+secondNet)), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Networks[0]; n.Mode != "authoritative" || n.Machines().String() != "10.20.0.0/16" || !n.GivesAddresses() {
+		t.Errorf("read %+v", n)
+	}
+	if n := s.Networks[1]; n.Machines().String() != "10.21.0.0/16" || fmt.Sprint(n.Relays) != "[10.21.0.1]" || !n.GivesAddresses() || n.Pool.First.String() != "10.21.200.1" {
+		t.Errorf("read %+v", n)
+	}
+	n := s.Networks[3]
+	if got := fmt.Sprint(n.Servers, n.Allow, n.Deny); got != "[10.30.0.1] {[52:54:00:00:00:01] [[180 46 153]] [PXEClient*] [rig-6x3080]} {[] [] [anthillOS] []}" {
+		t.Errorf("read %s", got)
+	}
+	if n := s.Networks[4]; n.Mode != "observe" || n.GivesAddresses() {
+		t.Errorf("read %+v", n)
+	}
+}
+
 func TestMistakes(t *testing.T) {
 	for _, c := range []struct{ name, from, to, mark, want string }{
 		{"unknown key", "circuit: pdu-a1\n", "circiut: pdu-a1\n", "circiut", `unknown key "circiut"; did you mean "circuit"?`},
@@ -117,6 +151,26 @@ func TestMistakes(t *testing.T) {
 		{"pages on every address", "ui: 127.0.0.1:8480", "ui: :8480", ":8480", `tokens would cross the network in clear on ":8480"`},
 		{"listen twice", "agent: 10.20.0.1:8443", "agent: 10.20.0.1:80", "", `listen address "10.20.0.1:80" stands twice`},
 		{"low descriptor", "ui: 127.0.0.1:8480", "ui: fd:1", "fd:1", `"fd:1" names no inherited socket`},
+		{"unknown mode", modeKey, "    mode: prxy #", "prxy", `"prxy" is not allowed here; did you mean "proxy"?`},
+		{"proxy with a pool", modeKey, "    mode: proxy #", "10.20.200.1", `mode proxy, where the hall's DHCP server gives the addresses, takes no "pool"; remove it`},
+		{"observe with a pool", modeKey, "    mode: observe #", "10.20.200.1", `mode observe, where nobody is answered, takes no "pool"`},
+		{"observe with rules", modeKey, "    deny: {ouis: [\"b4:2e:99\"]}\n    mode: observe #", "{ouis", `takes no "deny"`},
+		{"relay without relays", modeKey, "    subnet: 10.21.0.0/16\n    mode: relay #", "", `mode relay needs "relays"; add relays`},
+		{"relay on the wire", modeKey, "    relays: [10.20.0.9]\n    subnet: 10.20.8.0/24\n    mode: relay #", "10.20.8.0/24", "overlaps 10.20.0.0/16, which is on the wire"},
+		{"subnet with host bits", modeKey, "    relays: [10.21.0.1]\n    subnet: 10.21.0.1/16\n    mode: relay #", "10.21.0.1/16", "is an address, not a network; write 10.21.0.0/16"},
+		{"relay elsewhere", netKey, "    relays: [10.21.0.1]\n" + netKey, "10.21.0.1]", "relay 10.21.0.1 is outside 10.20.0.0/16"},
+		{"relay is us", netKey, "    relays: [10.20.0.1]\n" + netKey, "10.20.0.1]\n    interface", "is this server's own address"},
+		{"relay in the pool", netKey, "    relays: [10.20.200.9]\n" + netKey, "10.20.200.9", "the pool holds the relay"},
+		{"rival is us", netKey, "    dhcpServers: [10.20.0.1]\n" + netKey, "10.20.0.1]\n    interface", "is this server's own address"},
+		{"two networks on a wire", secondNet, "  - {name: b, interface: eno2, address: 10.30.0.1/16}\n" + secondNet, "eno2, address", `interface "eno2" has network provisioning already; a second subnet there has mode: relay`},
+		{"subnet of another", secondNet, "  - {name: b, mode: relay, interface: eno2, address: 10.22.0.1/24, subnet: 10.20.0.0/24, relays: [10.22.0.9]}\n" + secondNet, "10.20.0.0/24", "network 10.20.0.0/24 overlaps provisioning (10.20.0.0/16)"},
+		{"wire of another", secondNet, "  - {name: b, mode: relay, interface: eno3, address: 10.20.0.7/16, subnet: 10.21.0.0/24, relays: [10.21.0.9]}\n" + secondNet, "10.20.0.7/16", "is on interface eno2 (provisioning)"},
+		{"pool of another subnet", secondNet, "  - {name: b, mode: relay, interface: eno2, address: 10.20.0.1/16, subnet: 10.21.0.0/24, relays: [10.21.0.9], pool: 10.20.0.8-10.20.0.9}\n" + secondNet, "10.20.0.8-", "is outside 10.21.0.0/24"},
+		{"bad OUI", netKey, "    deny: {ouis: [\"b4:2e\"]}\n" + netKey, `"b4:2e"`, `"b4:2e" is no OUI`},
+		{"class of no node", netKey, "    allow: {classes: [rig-6x3081]}\n" + netKey, "rig-6x3081", `there is no class "rig-6x3081"; did you mean "rig-6x3080"?`},
+		{"empty rule", netKey, "    allow: {}\n" + netKey, "{}", "the rule names no machine"},
+		{"rule for everybody", netKey, "    deny: {vendorClasses: [\"*\"]}\n" + netKey, `"*"`, `"*" is no vendor class`},
+		{"fixed in a proxy network", modeKey, "    mode: proxy #", "10.20.1.1", "whose addresses are not ours to give (mode proxy); reserve it in the DHCP server"},
 		{"window", "startWindow: 2s", "startWindow: 2 sec", "2 sec", "is no length of time"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

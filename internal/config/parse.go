@@ -75,6 +75,7 @@ func (p *parser) parse(raw rawSite) {
 	circuits := p.circuits(raw.Circuits)
 	pdus := p.pdus(raw.PDUs)
 	p.classes(raw.Classes)
+	p.rules(raw.Networks)
 	p.nodes(raw.Nodes, circuits, pdus)
 	p.cluster(raw.Cluster)
 
@@ -175,67 +176,6 @@ func (p *parser) addr(t text) netip.Addr {
 		return netip.Addr{}
 	}
 	return a
-}
-
-func (p *parser) networks(raw []rawNetwork) {
-	names, ifs := map[string]int{}, map[string]int{}
-	for _, r := range raw {
-		n := Network{Name: p.word(r.Name), Interface: r.Interface.v, RouterAdvertisement: r.RA.v}
-		p.unique(names, r.Name.at, "network", n.Name)
-		p.unique(ifs, r.Interface.at, "interface", n.Interface)
-		if len(n.Interface) > 15 { // IFNAMSIZ less its zero byte
-			p.fail(r.Interface.at, "see: ip -br link", "%q is too long for an interface", clip(n.Interface))
-		}
-		if r.Address.v != "" {
-			var err error
-			if n.Address, err = netip.ParsePrefix(r.Address.v); err != nil || !n.Address.Addr().Is4() {
-				p.fail(r.Address.at, "write it like 10.20.0.1/16", "%q is no IPv4 address with a prefix length", clip(r.Address.v))
-				n.Address = netip.Prefix{}
-			} else if bits := n.Address.Bits(); bits < 8 || bits > 30 {
-				p.fail(r.Address.at, "use /8 to /30", "a network of /%d serves no machines", bits)
-			} else if n.Address.Addr() == n.Address.Masked().Addr() {
-				p.fail(r.Address.at, "give this server's own address on it", "%s is the network, not an address in it", n.Address)
-			}
-			for _, o := range p.site.Networks {
-				if n.Address.IsValid() && o.Address.IsValid() && o.Address.Overlaps(n.Address) {
-					p.fail(r.Address.at, "", "network %s overlaps %s (%s)", n.Address.Masked(), o.Name, o.Address.Masked())
-				}
-			}
-		}
-		n.Pool = p.pool(r.Pool, n.Address)
-		if n.Router = p.addr(r.Router); n.Router.IsValid() && n.Address.IsValid() && !n.Address.Contains(n.Router) {
-			p.fail(r.Router.at, "machines reach their router without one", "router %s is outside %s", n.Router, n.Address.Masked())
-		}
-		for _, d := range r.DNS {
-			if a := p.addr(d); a.IsValid() {
-				n.DNS = append(n.DNS, a)
-			}
-		}
-		p.site.Networks = append(p.site.Networks, n)
-	}
-}
-
-func (p *parser) pool(t text, in netip.Prefix) Range {
-	if t.v == "" {
-		return Range{}
-	}
-	first, last, ok := strings.Cut(t.v, "-")
-	a, err1 := netip.ParseAddr(strings.TrimSpace(first))
-	b, err2 := netip.ParseAddr(strings.TrimSpace(last))
-	if !ok || err1 != nil || err2 != nil || !a.Is4() || !b.Is4() {
-		p.fail(t.at, "write FIRST-LAST, for example 10.20.200.1-10.20.200.250", "%q is no range of addresses", clip(t.v))
-		return Range{}
-	}
-	r := Range{a, b}
-	switch {
-	case b.Less(a):
-		p.fail(t.at, "write the lower address first", "the range %q is empty", t.v)
-	case in.IsValid() && (!in.Contains(a) || !in.Contains(b)):
-		p.fail(t.at, "keep it inside the network's own addresses", "the pool %s is outside %s", t.v, in.Masked())
-	case r.Contains(in.Addr()):
-		p.fail(t.at, "move the pool, or this server", "the pool %s holds this server's own address %s", t.v, in.Addr())
-	}
-	return r
 }
 
 func (p *parser) circuits(raw []rawCircuit) []string {
@@ -448,44 +388,6 @@ func (p *parser) mac(t text, seen map[string]int) (inventory.MAC, bool) {
 	}
 	p.unique(seen, t.at, "MAC address", m.String())
 	return m, true
-}
-
-// fixedAddress holds a fixed lease against the networks: inside exactly one,
-// and never one that the pool may give to another machine.
-func (p *parser) fixedAddress(r rawNode, n Node) {
-	if len(n.MACs) == 0 && !slices.ContainsFunc(r.MACs, func(t text) bool { return t.set() }) {
-		p.fail(r.Address.at, "add macs", "a fixed address needs the MAC address that gets it")
-	}
-	var nets []string
-	for _, w := range p.site.Networks {
-		if !w.Address.IsValid() {
-			return // reported already
-		}
-		nets = append(nets, w.Address.Masked().String())
-		if !w.Address.Contains(n.Address) {
-			continue
-		}
-		switch {
-		case w.Pool.Contains(n.Address):
-			p.fail(r.Address.at, "take one outside the pool", "fixed address %s is inside the pool %s-%s of %s", n.Address, w.Pool.First, w.Pool.Last, w.Name)
-		case n.Address == w.Address.Addr():
-			p.fail(r.Address.at, "", "%s is this server's own address", n.Address)
-		case n.Address == w.Router:
-			p.fail(r.Address.at, "", "%s is the router of %s", n.Address, w.Name)
-		case n.Address == w.Address.Masked().Addr() || n.Address == broadcast(w.Address):
-			p.fail(r.Address.at, "", "%s is the network or broadcast address of %s", n.Address, w.Name)
-		}
-		return
-	}
-	p.fail(r.Address.at, "networks are "+strings.Join(nets, ", "), "address %s is in no network", n.Address)
-}
-
-func broadcast(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(b)
 }
 
 // driverKeys says which keys beside driver a power driver needs and takes.

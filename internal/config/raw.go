@@ -44,13 +44,27 @@ type rawListen struct {
 
 type rawNetwork struct {
 	at
-	Name      text   `yaml:"name" need:"yes" doc:"name of the network"`
-	Interface text   `yaml:"interface" need:"yes" doc:"network interface of this server"`
-	Address   text   `yaml:"address" need:"yes" format:"prefix" doc:"our address on it with prefix length, for example 10.20.0.1/16"`
-	Pool      text   `yaml:"pool" format:"range" doc:"FIRST-LAST address for machines without a fixed one"`
-	Router    text   `yaml:"router" format:"address" doc:"default gateway given to machines"`
-	DNS       []text `yaml:"dns" format:"address" doc:"name servers given to machines"`
-	RA        flag   `yaml:"routerAdvertisement" doc:"answer IPv6 router solicitations with an empty one: iPXE starts sooner"`
+	Name      text    `yaml:"name" need:"yes" doc:"name of the network"`
+	Mode      text    `yaml:"mode" enum:"authoritative proxy relay observe" doc:"authoritative (default): we give the addresses; proxy: the hall's DHCP server does, we add what to boot; relay: a subnet behind relay agents; observe: nobody is answered, who asks is listed"`
+	Interface text    `yaml:"interface" need:"yes" doc:"network interface of this server; relay: where its relay agents reach us, may be shared"`
+	Address   text    `yaml:"address" need:"yes" format:"prefix" doc:"our address on it with prefix length, for example 10.20.0.1/16"`
+	Subnet    text    `yaml:"subnet" format:"prefix" doc:"relay: addresses of the machines, for example 10.21.0.0/16"`
+	Relays    []text  `yaml:"relays" format:"address" doc:"relay agents (giaddr) that are answered"`
+	Servers   []text  `yaml:"dhcpServers" format:"address" doc:"the hall's own DHCP servers: no rivals"`
+	Pool      text    `yaml:"pool" format:"range" doc:"FIRST-LAST address for machines without a fixed one"`
+	Router    text    `yaml:"router" format:"address" doc:"default gateway given to machines"`
+	DNS       []text  `yaml:"dns" format:"address" doc:"name servers given to machines"`
+	RA        flag    `yaml:"routerAdvertisement" doc:"answer IPv6 router solicitations with an empty one: iPXE starts sooner"`
+	Allow     rawRule `yaml:"allow" doc:"when given, only these machines are answered"`
+	Deny      rawRule `yaml:"deny" doc:"these machines are not answered, whatever allow says"`
+}
+
+type rawRule struct {
+	at
+	MACs    []text `yaml:"macs" format:"mac" doc:"hardware addresses"`
+	OUIs    []text `yaml:"ouis" format:"oui" doc:"first half of hardware addresses: the maker of the card"`
+	Vendors []text `yaml:"vendorClasses" doc:"what the client calls itself (DHCP option 60); * stands for any text"`
+	Classes []text `yaml:"classes" doc:"classes of nodes: the hardware addresses of their nodes"`
 }
 
 type rawCircuit struct {
@@ -212,6 +226,7 @@ var patterns = map[string]string{
 	"duration": `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`,
 	"size":     `^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$`,
 	"mac":      `^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$`,
+	"oui":      `^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){2}$`,
 	"pci":      `^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`,
 	"prefix":   `^[0-9.]+/[0-9]+$`,
 	"range":    `^[0-9.]+ ?- ?[0-9.]+$`,

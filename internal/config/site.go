@@ -44,12 +44,37 @@ type Listen struct {
 // A Network is one that machines boot on.
 type Network struct {
 	Name                string
+	Mode                string // authoritative proxy relay observe
 	Interface           string
 	Address             netip.Prefix // ours, with host bits
+	Subnet              netip.Prefix // of the machines, behind relays; else invalid
+	Relays              []netip.Addr // relay agents that are answered
+	Servers             []netip.Addr // DHCP servers of the hall
 	Pool                Range        // zero: only machines with a fixed address get one
 	Router              netip.Addr   // may be invalid: none
 	DNS                 []netip.Addr
 	RouterAdvertisement bool
+	Allow, Deny         Rule
+}
+
+// Machines are the addresses that machines of the network have.
+func (n Network) Machines() netip.Prefix {
+	if n.Mode == "relay" {
+		return n.Subnet
+	}
+	return n.Address.Masked()
+}
+
+// GivesAddresses tells whether machines get their addresses from us.
+func (n Network) GivesAddresses() bool { return n.Mode == "authoritative" || n.Mode == "relay" }
+
+// A Rule names machines, by what they say of themselves or by what the site
+// says of them.
+type Rule struct {
+	MACs    []inventory.MAC
+	OUIs    [][3]byte
+	Vendors []string // of DHCP option 60; * stands for any text
+	Classes []string
 }
 
 // A Range is first to last address, both included. The zero Range is empty.
