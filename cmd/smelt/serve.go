@@ -145,23 +145,27 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	tasks := []task{conductor, netboot}
 	for _, l := range []struct {
 		name, addr string
-		handler    http.Handler
+		srv        *http.Server
 		tls        *tls.Config
+		machines   bool // any machine of a network reaches it, before anybody knows it
 	}{
 		// A plain handler in front of the mux: ServeMux redirects paths that it
 		// cleans, and firmware does not follow (tianocore/edk2#9714).
-		{"boot http", site.Listen.Boot, noRedirect(netboot.Handler(), public), nil},
-		{"agents", site.Listen.Agent, front.Agent(), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}},
-		{"pages", site.Listen.UI, front.UI(), nil},
+		{"boot http", site.Listen.Boot, pxe.HTTPServer(noRedirect(netboot.Handler(), public)), nil, true},
+		{"agents", site.Listen.Agent, webServer(front.Agent()), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, false},
+		{"pages", site.Listen.UI, webServer(front.UI()), nil, false},
 	} {
 		ln, err := listen(l.addr)
 		if err != nil {
 			return fmt.Errorf("listen for %s: %w", l.name, err)
 		}
+		if l.machines {
+			ln = pxe.Limit(ln)
+		}
 		if l.tls != nil {
 			ln = tls.NewListener(ln, l.tls)
 		}
-		tasks = append(tasks, newWebTask(l.name, ln, l.handler, front.Close))
+		tasks = append(tasks, newWebTask(l.name, ln, l.srv, front.Close))
 	}
 	return runAll(ctx, log, tasks)
 }
@@ -241,9 +245,13 @@ type webTask struct {
 	ready chan struct{}
 }
 
-func newWebTask(name string, ln net.Listener, h http.Handler, onShutdown func()) *webTask {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+// webServer is how h is served to agents and people.
+func webServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+}
+
+func newWebTask(name string, ln net.Listener, srv *http.Server, onShutdown func()) *webTask {
 	srv.RegisterOnShutdown(onShutdown)
 	return &webTask{name: name, ln: ln, srv: srv, ready: make(chan struct{})}
 }
