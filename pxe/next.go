@@ -38,6 +38,7 @@ func (s *Server) serveNext(w http.ResponseWriter, r *http.Request) {
 	e := Event{At: time.Now(), Machine: m, Kind: "orders"}
 	var b Boot
 	if err == nil {
+		s.trail.beyond(m.MAC)
 		b, err = s.ask(r.Context(), m, askScriptTime)
 	}
 	if err == nil && b.Action == Ignore {

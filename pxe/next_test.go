@@ -9,6 +9,9 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 // TestNext: the answers, byte by byte; internal/pid1 reads the same ones.
@@ -43,6 +46,14 @@ func TestNext(t *testing.T) {
 			t.Errorf("%s: %d %v\n%s\nwant\n%s", c.query, r.StatusCode, r.Header, text, c.want)
 		}
 	}
+	// Who asks got beyond its first loader.
+	now := time.Now()
+	s.trail.start(known, httpBoot, dhcpv4.TransactionID{1}, true, now)
+	s.trail.sent(known, httpBoot, UKI)
+	get(t, s, "GET", "/boot/next?mac=52:54:00:00:00:01&via=uki")
+	if starts, worked := s.trail.of(known, httpBoot); starts != 0 || worked != UKI {
+		t.Errorf("after its question: %d starts, %q worked", starts, worked)
+	}
 	before := len(asked)
 	if r := get(t, s, "HEAD", "/boot/next?mac=52:54:00:00:00:01"); r.StatusCode != 200 || len(asked) != before {
 		t.Errorf("HEAD: %d, and the Booter was asked %d times: a look must make no nonce", r.StatusCode, len(asked)-before)
@@ -50,7 +61,7 @@ func TestNext(t *testing.T) {
 	if m := asked[0]; m.MAC != known || m.Serial != "S 1" || m.UUID != "abc" || m.Arch != UEFIx64 || m.IPXE || m.Stage != AskScript || m.Addr.String() != "10.77.0.11" {
 		t.Errorf("the Booter was asked about %+v", m)
 	}
-	if e := s.Recent(known); len(e) != 1 || e[0].Kind != "orders" || e[0].Answer != "kernel" || e[0].Why != "node rig-01 is discovered: inspection (by uki)" {
+	if e := s.Recent(known); len(e) != 2 || e[0].Kind != "orders" || e[0].Answer != "kernel" || e[0].Why != "node rig-01 is discovered: inspection (by uki)" {
 		t.Errorf("Recent: %+v", e)
 	}
 }
