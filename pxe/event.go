@@ -14,7 +14,7 @@ import (
 type Event struct {
 	At      time.Time
 	Machine Machine
-	Kind    string // dhcp discover, dhcp request, ..., tftp NAME, script, file NAME
+	Kind    string // dhcp discover, dhcp request, ..., tftp NAME, file NAME, script, orders
 	Answer  string
 	Why     string
 	Times   int       // in a row, when it asked the same and got the same; At is the last of them
@@ -43,6 +43,8 @@ func (e Event) Asked() string {
 		return "it fetched " + rest + " by HTTP"
 	case "script":
 		return "iPXE asked for its script"
+	case "orders":
+		return "its RAM system asked for its orders"
 	}
 	return e.Kind
 }
@@ -70,8 +72,9 @@ func (m Machine) Firmware() string {
 }
 
 const (
-	recentEvents   = 20   // kept for each machine
-	recentMachines = 4096 // kept in all, the quietest forgotten first: MACs cost an attacker nothing
+	recentEvents   = 20          // kept for each machine
+	recentMachines = 8192        // kept in all: MACs cost an attacker nothing
+	passing        = time.Minute // a machine that came back after this is no made-up MAC of a flood
 )
 
 // recorder keeps the last events of each machine and passes each on to an
@@ -84,12 +87,20 @@ type recorder struct {
 
 	mu   sync.Mutex
 	byID map[MAC]*list.Element // of *history
-	age  list.List             // front: heard of last
+	once list.List             // heard of during one exchange only; front: last
+	back list.List             // came back; front: last
 }
 
 type history struct {
 	mac    MAC
 	events []Event // oldest first
+	seen   Sighting
+	back   bool // in recorder.back
+
+	asked    time.Time // its first DISCOVER of this boot
+	discover time.Time // its last
+	ipxe     bool      // which iPXE sent
+	firmware string    // that sent the first; "" once the boot came to an answer
 }
 
 func newRecorder(log *slog.Logger, observe func(Event)) *recorder {
@@ -107,18 +118,9 @@ func (r *recorder) record(e Event) {
 
 	r.count(e)
 	r.mu.Lock()
-	el, ok := r.byID[e.Machine.MAC]
-	if ok {
-		r.age.MoveToFront(el)
-	} else {
-		el = r.age.PushFront(&history{mac: e.Machine.MAC})
-		r.byID[e.Machine.MAC] = el
-		if r.age.Len() > recentMachines {
-			last := r.age.Back()
-			delete(r.byID, r.age.Remove(last).(*history).mac)
-		}
-	}
-	h := el.Value.(*history)
+	h := r.history(e)
+	h.seen.add(e)
+	r.boot(h, e)
 	e.Times, e.Since = 1, e.At
 	if n := len(h.events); n > 0 && h.events[n-1].same(e) {
 		// One that waits asks every few seconds for hours: its history stays.
@@ -140,6 +142,37 @@ func (r *recorder) record(e Event) {
 	}
 }
 
+// history finds or makes the history of the machine of e. When there are too
+// many, the quietest of those that never came back is forgotten first: a flood
+// of made-up MACs pushes out itself.
+func (r *recorder) history(e Event) *history {
+	el, ok := r.byID[e.Machine.MAC]
+	if !ok {
+		h := &history{mac: e.Machine.MAC}
+		r.byID[h.mac] = r.once.PushFront(h)
+		if len(r.byID) > recentMachines {
+			l := &r.once
+			if l.Len() < recentMachines/8 { // a hall that is really that large: newcomers have a place too
+				l = &r.back
+			}
+			delete(r.byID, l.Remove(l.Back()).(*history).mac)
+		}
+		return h
+	}
+	h := el.Value.(*history)
+	switch {
+	case h.back:
+		r.back.MoveToFront(el)
+	case e.At.Sub(h.seen.First) > passing:
+		h.back = true
+		r.once.Remove(el)
+		r.byID[h.mac] = r.back.PushFront(h)
+	default:
+		r.once.MoveToFront(el)
+	}
+	return h
+}
+
 // count counts what was heard and what was answered.
 func (r *recorder) count(e Event) {
 	kind, rest, _ := strings.Cut(e.Kind, " ")
@@ -150,7 +183,7 @@ func (r *recorder) count(e Event) {
 		if answer == "offer" || answer == "ack" || answer == "nak" {
 			r.stats.dhcp.add(1, e.Machine.Network, answer)
 		}
-	case "script", "next":
+	case "script", "orders":
 		r.stats.scripts.add(1, e.Answer)
 	}
 }

@@ -109,6 +109,31 @@ func (s *stats) kernel(firmware string, after time.Duration) {
 	h.Sum += after.Seconds()
 }
 
+// bootTime is the longest a boot may take to be measured as one: a machine that
+// takes longer waited for a person, or for its turn.
+const bootTime = 10 * time.Minute
+
+// boot measures h from its first DISCOVER to the answer that names a kernel:
+// the last thing a loader asks for before it fetches one, or the first thing
+// that the kernel's own system asks. It is called with r.mu held.
+func (r *recorder) boot(h *history, e Event) {
+	switch {
+	case e.Kind == "dhcp discover" && e.Machine.Stage == AskAddress:
+		// Firmware repeats its question after 4, 8, 16 and 32 s (PXE 2.1 section
+		// 2.2.3); what comes later, or after iPXE, is another start.
+		again := h.firmware != "" && e.At.Sub(h.discover) < time.Minute && (e.Machine.IPXE || !h.ipxe)
+		if !again {
+			h.asked, h.firmware = e.At, e.Machine.Firmware()
+		}
+		h.discover, h.ipxe = e.At, e.Machine.IPXE
+	case (e.Kind == "script" || e.Kind == "orders") && h.firmware != "":
+		if took := e.At.Sub(h.asked); e.Answer == Kernel.String() && took <= bootTime {
+			r.stats.kernel(h.firmware, took)
+		}
+		h.firmware = ""
+	}
+}
+
 // Stats returns what the server did since it started.
 func (s *Server) Stats() Stats {
 	c := &s.recorder.stats

@@ -88,7 +88,7 @@ func testSite(e *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a", BootTrace: trace})
+	s, err := server.New(server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a", Boot: server.Boot{Trace: trace, Networks: testNetworks, Sightings: testSightings}})
 	if err != nil {
 		return err
 	}
@@ -128,6 +128,23 @@ func trace(macs []inventory.MAC) []api.BootEvent {
 		}
 	}
 	return out
+}
+
+func testNetworks() []api.NetworkView {
+	return []api.NetworkView{
+		{Name: "aisle-3", Mode: "authoritative", Interface: "eno2", Address: "10.20.0.1/16", Pool: "10.20.200.1-10.20.200.10", Used: 9, Size: 10, Heard: 3, Warnings: []string{"the pool is nearly empty"},
+			Rivals: []api.Rival{{Name: "ProxyDHCP server 10.20.9.9", Type: "ProxyDHCP", MAC: "52:54:00:00:00:99", Addr: "10.20.9.9", Boots: []string{"hiveos/pxelinux.0"}, Alarm: "it takes machines away", Next: "switch it off", Last: time.Now()}}},
+		{Name: "asics", Mode: "observe", Interface: "eno3", Address: "10.30.0.2/16"},
+	}
+}
+
+func testSightings() []api.Sighting {
+	return []api.Sighting{
+		{MAC: inventory.MAC{0x52, 0x54, 0, 0, 0, 1}, Network: "aisle-3", Boots: true, Vendor: "PXEClient:Arch:00007", Arch: 7, Last: time.Now(), Got: "offer 10.20.1.1"},
+		{MAC: inventory.MAC{0x52, 0x54, 0, 0, 0, 2}, Network: "aisle-3", Boots: true, Last: time.Now(), Circuit: "sw3/17", Relay: "10.21.0.1"},
+		{MAC: inventory.MAC{0xe0, 0xa5, 9, 0, 0, 1}, Network: "asics", Hostname: "antMiner", Last: time.Now(), Verdict: api.SeenASIC, Reason: "Bitmain"},
+		{MAC: inventory.MAC{0x52, 0x54, 0, 0, 0, 3}, Network: "asics", Hostname: "printer", Last: time.Now(), Got: "none"},
+	}
 }
 
 // fillStore has one node in the queue, one that is expected, one that needs work.

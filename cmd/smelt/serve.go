@@ -133,7 +133,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	front, err := server.New(server.Config{
 		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
 		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
-		SiteKey: key.Public().(ed25519.PublicKey), BootTrace: bootTrace(netboot),
+		SiteKey: key.Public().(ed25519.PublicKey), Boot: bootView(netboot, networks(site)),
 	})
 	if err != nil {
 		return err

@@ -152,15 +152,16 @@ type PermitUse struct {
 
 // Operator paths, on the UI listener. Documents are JSON with apiVersion and kind.
 const (
-	PathNodes   = "/api/v1/nodes"   // GET NodeList; GET /{id} NodeView; POST /{id}/{verb} Action
-	PathTasks   = "/api/v1/tasks"   // GET TaskList; POST /{id}/done Action
-	PathEvents  = "/api/v1/events"  // GET, SSE: id is the sequence number; Last-Event-ID resumes
-	PathImages  = "/api/v1/images"  // GET ImageList
-	PathSite    = "/api/v1/site"    // GET SiteView
-	PathStop    = "/api/v1/stop"    // POST Action: sets or clears the global stop
-	PathTokens  = "/api/v1/tokens"  // GET TokenList; POST TokenRequest -> TokenGrant; POST /{name}/revoke
-	PathReports = "/api/v1/reports" // GET /{node} ReportList; GET /{node}/{id}.json, .html
-	PathOpenAPI = "/api/openapi.json"
+	PathNodes    = "/api/v1/nodes"    // GET NodeList; GET /{id} NodeView; POST /{id}/{verb} Action
+	PathTasks    = "/api/v1/tasks"    // GET TaskList; POST /{id}/done Action
+	PathEvents   = "/api/v1/events"   // GET, SSE: id is the sequence number; Last-Event-ID resumes
+	PathImages   = "/api/v1/images"   // GET ImageList
+	PathSite     = "/api/v1/site"     // GET SiteView
+	PathStop     = "/api/v1/stop"     // POST Action: sets or clears the global stop
+	PathTokens   = "/api/v1/tokens"   // GET TokenList; POST TokenRequest -> TokenGrant; POST /{name}/revoke
+	PathNetworks = "/api/v1/networks" // GET NetworkList; GET /seen SightingList
+	PathReports  = "/api/v1/reports"  // GET /{node} ReportList; GET /{node}/{id}.json, .html
+	PathOpenAPI  = "/api/openapi.json"
 )
 
 // NodeView is a node with what people need beside it.
@@ -218,6 +219,7 @@ type SiteView struct {
 	Stop       bool           `json:"stop"`             // the global stop is set
 	Levels     []Level        `json:"levels,omitempty"` // the power tree, parents first
 	OpenTasks  int            `json:"openTasks"`
+	Alarms     []string       `json:"alarms,omitempty"` // of its networks: rival DHCP servers
 	Seq        uint64         `json:"seq"`
 }
 

@@ -266,6 +266,20 @@ func (c *Client) RevokeToken(ctx context.Context, name string) error {
 	return err
 }
 
+// Networks returns the networks that machines boot on.
+func (c *Client) Networks(ctx context.Context) (NetworkList, error) {
+	var v NetworkList
+	_, err := c.do(ctx, "GET", PathNetworks, nil, &v)
+	return v, err
+}
+
+// Seen returns the machines that were heard on the networks.
+func (c *Client) Seen(ctx context.Context) (SightingList, error) {
+	var v SightingList
+	_, err := c.do(ctx, "GET", PathNetworks+"/seen", nil, &v)
+	return v, err
+}
+
 // Images returns the image store.
 func (c *Client) Images(ctx context.Context) (ImageList, error) {
 	var v ImageList

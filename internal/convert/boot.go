@@ -49,6 +49,9 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	}
 	mac := inventory.MAC(m.MAC)
 	n, err := c.Store.NodeByMAC(ctx, mac)
+	if b, ok := asic(m, n); ok && (err == nil || errors.Is(err, store.ErrNotFound)) {
+		return b, nil
+	}
 	if errors.Is(err, store.ErrAmbiguous) {
 		why := err.Error()
 		if n, err = c.resolve(ctx, mac); err == nil && n.Version == 0 {

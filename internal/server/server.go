@@ -54,11 +54,16 @@ type Config struct {
 	Pin      string            // SHA-256 of the agent listener's SPKI, hexadecimal
 	SiteKey  ed25519.PublicKey // permits and manifests verify with it
 
-	// BootTrace is what the boot service last told the machines with these
-	// addresses, oldest first. nil: this server boots nobody.
-	BootTrace func([]inventory.MAC) []api.BootEvent
+	Boot Boot // the boot service; the zero Boot has none
 
 	Now func() time.Time // nil: time.Now
+}
+
+// Boot is what the boot service tells. Each function may be nil.
+type Boot struct {
+	Trace     func([]inventory.MAC) []api.BootEvent // what it last told the machines with these addresses, oldest first
+	Networks  func() []api.NetworkView
+	Sightings func() []api.Sighting // the machine heard last first; with a verdict where no node need be known for it
 }
 
 // Server answers agents and people. It holds no state that a restart loses but

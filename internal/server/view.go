@@ -153,8 +153,8 @@ func (s *Server) oneNode(ctx context.Context, id inventory.NodeID) (api.NodeView
 		return v, err
 	}
 	v.Spent = spent(v.Events, now)
-	if s.BootTrace != nil {
-		v.Boot = s.BootTrace(n.MACs)
+	if s.Boot.Trace != nil {
+		v.Boot = s.Boot.Trace(n.MACs)
 	}
 	v.Reports, err = s.reports(ctx, v)
 	return v, err
@@ -235,6 +235,7 @@ func (s *Server) siteView(ctx context.Context) (api.SiteView, error) {
 			v.OpenTasks++
 		}
 	}
+	v.Alarms = alarms(s.networks())
 	for _, l := range s.Conductor.Levels() {
 		v.Levels = append(v.Levels, api.Level{Circuit: l.Circuit, Granted: l.Granted, Limit: l.Limit, Holders: l.Holders})
 	}

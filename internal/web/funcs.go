@@ -16,6 +16,7 @@ var funcs = template.FuncMap{
 	"ago": ago, "lasts": lasts, "proof": proof, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
 	"mark": mark, "kindOf": kindOf, "link": link, "foreign": inventory.Disk.Foreign, "lower": strings.ToLower,
 	"history": history, "boots": boots, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
+	"high":  func(size int) float64 { return 0.9 * float64(size) },
 	"id":    api.NewID, // of an action: a form sent twice acts once
 	"rate":  func(b float64) string { return size(int64(b)) + "/s" },
 	"title": func(s string) string { return strings.ToUpper(s[:1]) + s[1:] },

@@ -146,6 +146,30 @@ func hall() (Head, []api.NodeView, []inventory.Task) {
 	return h, append(stuck, rest...), tasks
 }
 
+// wire is what the boot service heard.
+func wire() ([]api.NetworkView, []api.Sighting) {
+	networks := []api.NetworkView{
+		{Name: "aisle-3", Mode: "authoritative", Interface: "eno2", Address: "10.20.0.1/16", Pool: "10.20.200.1-10.20.200.250", Used: 231, Size: 250, Heard: 214,
+			Warnings: []string{"231 of 250 addresses of the pool are given: make it larger in site.yaml (networks: pool), or machines that nobody named get none"},
+			Rivals: []api.Rival{{Name: "ProxyDHCP server 10.20.9.9 (52:54:00:9a:11:02), seems to be HiveOS", Type: "ProxyDHCP", MAC: "52:54:00:9a:11:02", Addr: "10.20.9.9",
+				Boots: []string{"hiveos/pxelinux.0 from 10.20.9.9 to BIOS PXE"}, Alarm: "it tells machines to boot its own files", Next: "switch it off, or stop it from answering machines that Smelt converts", First: now.Add(-time.Hour), Last: now.Add(-40 * time.Second)}}},
+		{Name: "asic-hall", Mode: "observe", Interface: "eno3", Address: "10.30.0.2/16", Heard: 1190},
+	}
+	var seen []api.Sighting
+	add := func(mac inventory.MAC, verdict, reason string, s api.Sighting) {
+		s.MAC, s.Verdict, s.Reason, s.First, s.Last = mac, verdict, reason, now.Add(-3*time.Hour), now.Add(-time.Duration(len(seen)*17)*time.Second)
+		seen = append(seen, s)
+	}
+	add(inventory.MAC{0x70, 0x85, 0xc2, 0x4b, 0x19, 0x3e}, api.SeenNode, "node rig-02 is needs-work", api.Sighting{Network: "aisle-3", Node: "rig-02", Boots: true, Arch: 7, Vendor: "PXEClient:Arch:00007:UNDI:003000", Got: "ack 10.20.1.2", Why: "renewed, snponly.efi by TFTP; kernel: node rig-02 needs work: inspection", Circuit: "sw3/ge-0/0/17", Remote: "sw3", Relay: "10.21.0.1"})
+	add(inventory.MAC{0xa8, 0xa1, 0x59, 1, 2, 3}, api.SeenCandidate, "its firmware boots from the network, and it is no node: inspection would say what it is worth", api.Sighting{Network: "asic-hall", Boots: true, Vendor: "PXEClient:Arch:00000:UNDI:002001", Got: "none", Why: "this network is only observed"})
+	add(inventory.MAC{0xe0, 0xa5, 9, 0x1c, 0x77, 0x20}, api.SeenASIC, "Bitmain Antminer: an ASIC miner computes one hash and nothing else; it cannot be converted", api.Sighting{Network: "asic-hall", Hostname: "antMiner", Vendor: "udhcp 1.20.2", Got: "none", Why: "this network is only observed"})
+	add(inventory.MAC{0, 0x11, 0x32, 9, 8, 7}, api.SeenUnknown, "it asks for an address and never to boot: perhaps another device, or a system on its own disk", api.Sighting{Network: "aisle-3", Hostname: `<img src=x>`, Got: "ack 10.20.200.4", Why: "renewed, plain lease"})
+	for i := range 60 {
+		add(inventory.MAC{0xe0, 0xa5, 9, 0, 1, byte(i)}, api.SeenASIC, "Bitmain Antminer: an ASIC miner computes one hash and nothing else; it cannot be converted", api.Sighting{Network: "asic-hall", Hostname: "antMiner", Vendor: "udhcp 1.20.2", Got: "none", Why: "this network is only observed"})
+	}
+	return networks, seen
+}
+
 func find(views []api.NodeView, id string) api.NodeView {
 	for _, v := range views {
 		if string(v.Node.ID) == id {
@@ -206,6 +230,9 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 	lab := h
 	lab.Site.Lab, lab.Site.Stop = true, true
 	lab.Problem = &api.Problem{Detail: "its disk with serial WD-WCC6Y4HT7N2E carries zfs_member: if that may be destroyed, give allow=zfs_member", Next: "smelt node show rig-03"}
+	networks, seen := wire()
+	rivalled := h
+	rivalled.Site.Alarms = []string{"ProxyDHCP server 10.20.9.9 (52:54:00:9a:11:02), seems to be HiveOS on network aisle-3: it tells machines to boot its own files"}
 	burning := find(views, "srv-07")
 	booting := find(views, "new-001e67a4c0d1")
 	booting.Boot = rig.Boot
@@ -218,6 +245,8 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 		"queue":   func(w io.Writer) error { return p.Queue(w, h, queue) },
 		"tasks":   func(w io.Writer) error { return p.Tasks(w, worker, tasks) },
 		"clear":   func(w io.Writer) error { return p.Tasks(w, worker, tasks[2:]) },
+		"network": func(w io.Writer) error { return p.Network(w, rivalled, networks, seen, "") },
+		"alarmed": func(w io.Writer) error { return p.Floor(w, rivalled, views, "", "") },
 		"login":   func(w io.Writer) error { return p.Login(w, Login{Next: "/"}) },
 		"empty": func(w io.Writer) error {
 			return p.Floor(w, Head{User: "mara", Role: "operator", Now: now}, nil, "", "")
@@ -456,7 +485,7 @@ const measuring = `<script>addEventListener("load", () => {
 func TestTargets(t *testing.T) {
 	path := chromium(t)
 	srv := showroom(t, true)
-	for _, name := range []string{"floor", "node", "queue", "tasks"} {
+	for _, name := range []string{"floor", "node", "queue", "tasks", "network"} {
 		dom := browse(t, path, "500,900", srv.URL+"/"+name, "--dump-dom") // headless Chromium is at least 500 wide
 		_, title, _ := strings.Cut(dom, "<title>")
 		title, _, _ = strings.Cut(title, "</title>")
@@ -470,7 +499,7 @@ func TestTargets(t *testing.T) {
 // people to look at.
 func TestScreens(t *testing.T) {
 	path, out := chromium(t), os.Getenv("SMELT_SCREENS")
-	names := []string{"floor", "node", "booting", "burning", "rig", "queue", "tasks", "clear", "login", "empty"}
+	names := []string{"floor", "node", "booting", "burning", "rig", "queue", "tasks", "clear", "network", "alarmed", "login", "empty"}
 	if out == "" { // not asked for: see that it can be done
 		out, names = t.TempDir(), []string{"tasks"}
 	}
