@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"smelt/internal/api"
@@ -51,11 +52,15 @@ func networkViews(s *pxe.Server, networks []pxe.Network) []api.NetworkView {
 	for _, p := range s.Stats().Pools {
 		pools[p.Network] = p
 	}
+	rivals := map[string][]api.Rival{}
+	for _, r := range s.Rivals() {
+		rivals[r.Network] = append(rivals[r.Network], rivalView(r))
+	}
 	var out []api.NetworkView
 	for _, n := range networks {
 		v := api.NetworkView{
 			Name: n.Name, Mode: n.Mode.String(), Interface: n.Interface, Address: n.Address.String(),
-			Used: pools[n.Name].Used, Size: pools[n.Name].Size, Heard: heard[n.Name],
+			Used: pools[n.Name].Used, Size: pools[n.Name].Size, Heard: heard[n.Name], Rivals: rivals[n.Name],
 		}
 		if n.Subnet.IsValid() {
 			v.Subnet = n.Subnet.String()
@@ -69,6 +74,35 @@ func networkViews(s *pxe.Server, networks []pxe.Network) []api.NetworkView {
 		out = append(out, v)
 	}
 	return out
+}
+
+func rivalView(r pxe.Rival) api.Rival {
+	v := api.Rival{Name: r.String(), Type: r.Kind(), Alarm: r.Alarm, Next: r.Next(), First: r.First, Last: r.Last, Gone: r.Gone}
+	if r.MAC != (pxe.MAC{}) {
+		v.MAC = r.MAC.String()
+	}
+	for _, a := range []struct {
+		addr netip.Addr
+		to   *string
+	}{{r.Addr, &v.Addr}, {r.Server, &v.Addr}, {r.Offered, &v.Offered}} {
+		if a.addr.IsValid() {
+			*a.to = a.addr.String()
+		}
+	}
+	for _, b := range r.Boots {
+		s := b.File
+		if s == "" {
+			s = "a boot menu"
+		}
+		if b.Server != "" {
+			s += " from " + b.Server
+		}
+		if b.For != "" {
+			s += " to " + b.For
+		}
+		v.Boots = append(v.Boots, s)
+	}
+	return v
 }
 
 // sightings are who was heard. Only ASIC miners have a verdict yet.
