@@ -30,10 +30,11 @@ type Rival struct {
 	Alarm      string // what harm it does; "" when none is known
 	First      time.Time
 	Last       time.Time
-	Count      int  // answers heard
-	Refused    int  // of these, refusals (NAK)
-	Gone       bool // not heard for so long that the alarm is over
-	answeredUs bool // it answered a question of ours, so it is no mere forgery of the past
+	Count      int    // answers heard
+	Refused    int    // of these, refusals (NAK)
+	Gone       bool   // not heard for so long that the alarm is over
+	told       string // Alarm as it was told last
+	answeredUs bool   // it answered a question of ours, so it is no mere forgery of the past
 }
 
 // RivalBoot is something that a rival gives to boot.
@@ -41,6 +42,7 @@ type RivalBoot struct {
 	For    string // what our question said it was, such as "UEFI PXE"; "" for an answer to some machine
 	File   string
 	Server string // where the file is (siaddr or option 66)
+	item   uint16 // of a boot menu, its first entry
 }
 
 const (
@@ -135,7 +137,8 @@ type rivals struct {
 
 	mu      sync.Mutex
 	known   map[rivalKey]*Rival
-	flooded int // servers that found no place
+	asking  bool // a round of questions is under way: alarms wait for all of its answers
+	flooded int  // servers that found no place
 }
 
 func newRivals(n Network, log *slog.Logger, told func(Rival)) *rivals {
@@ -159,17 +162,9 @@ func (t *rivals) hear(from MAC, src netip.Addr, s *sighting, asked string, now t
 	if !server.IsValid() {
 		server = src
 	}
-	key := rivalKey{from, server}
-	r := t.known[key]
+	r := t.get(rivalKey{from, server}, asked != "", now)
 	if r == nil {
-		// A machine may have named it before it was heard.
-		if r = t.known[rivalKey{server: server}]; r != nil {
-			delete(t.known, rivalKey{server: server})
-			r.MAC = from
-			t.known[key] = r
-		} else if r = t.add(key, asked != "", now); r == nil {
-			return
-		}
+		return
 	}
 	r.Addr, r.Server, r.Last = src, s.server, now
 	r.Count++
@@ -184,33 +179,37 @@ func (t *rivals) hear(from MAC, src netip.Addr, s *sighting, asked string, now t
 	case s.kind == nakMessage:
 		r.DHCP = true
 		r.Refused++
+	case s.proxy, s.boots() && !s.yiaddr.IsValid():
+		r.Proxy = true
 	case s.yiaddr.IsValid():
 		r.DHCP = true
 		r.Offered = s.yiaddr
-	case s.boots(), strings.HasPrefix(s.vendor, "PXEClient"), strings.HasPrefix(s.vendor, "HTTPClient"):
-		r.Proxy = true
 	default:
 		r.DHCP = true // an answer to INFORM
 	}
 	if s.boots() {
-		r.boot(RivalBoot{For: asked, File: s.file, Server: s.next})
+		r.boot(RivalBoot{For: asked, File: s.file, Server: s.next, item: s.item})
 	}
-	if p := program(s); p != "" && (r.Program == "" || len(p) > len(r.Program)) {
+	if p := service(s); p != "" {
 		r.Program = p
+	} else if r.Program == "" {
+		r.Program = writer(s)
 	}
 	t.judge(r)
 }
 
-// boot adds b, and forgets a menu once its file is known.
+// boot adds b unless it is known. A file takes the place of the menu that led
+// to it.
 func (r *Rival) boot(b RivalBoot) {
-	for i, have := range r.Boots {
+	for i := range r.Boots {
+		have := &r.Boots[i]
 		switch {
-		case have == b, b.File == "" && have.For == b.For:
+		case have.File == b.File && have.Server == b.Server && (have.For == b.For || b.For == ""):
+			return
+		case have.For == b.For && b.File == "":
 			return
 		case have.For == b.For && have.File == "":
-			r.Boots[i] = b
-			return
-		case b.For == "" && have.File == b.File && have.Server == b.Server:
+			*have = b
 			return
 		}
 	}
@@ -230,7 +229,7 @@ func (t *rivals) named(server netip.Addr, now time.Time) {
 			return
 		}
 	}
-	r := t.add(rivalKey{server: server}, false, now)
+	r := t.get(rivalKey{server: server}, false, now)
 	if r == nil {
 		return
 	}
@@ -243,21 +242,29 @@ func (t *rivals) named(server netip.Addr, now time.Time) {
 func (t *rivals) smelt(from MAC, addr netip.Addr, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := rivalKey{from, addr}
-	r := t.known[key]
+	r := t.get(rivalKey{from, addr}, false, now)
 	if r == nil {
-		if r = t.add(key, true, now); r == nil {
-			return
-		}
+		return
 	}
 	r.Addr, r.Server, r.Last, r.Program = addr, addr, now, programSmelt
 	r.Count++
 	t.judge(r)
 }
 
-// add makes place for a rival, or returns nil: a flood of made-up servers
-// neither grows the table nor pushes out what really answers.
-func (t *rivals) add(key rivalKey, answered bool, now time.Time) *Rival {
+// get returns the rival of key, new if need be. It returns nil where there is
+// no place: a flood of made-up servers neither grows the table nor pushes out
+// what really answers.
+func (t *rivals) get(key rivalKey, answered bool, now time.Time) *Rival {
+	if r := t.known[key]; r != nil {
+		return r
+	}
+	// A machine may have named it before it was heard.
+	if r := t.known[rivalKey{server: key.server}]; r != nil {
+		delete(t.known, rivalKey{server: key.server})
+		r.MAC = key.mac
+		t.known[key] = r
+		return r
+	}
 	if len(t.known) >= maxRivals {
 		t.expire(now)
 	}
@@ -291,10 +298,9 @@ func (b RivalBoot) from(a netip.Addr) bool {
 	return b.Server == a.String()
 }
 
-// judge decides whether r does harm, and raises the alarm when that is new.
+// judge decides whether r does harm.
 func (t *rivals) judge(r *Rival) {
 	n := &t.network
-	before := r.Alarm
 	r.Expected = r.Server.IsValid() && slices.Contains(n.Servers, r.Server) || r.Addr.IsValid() && slices.Contains(n.Servers, r.Addr)
 	elsewhere := slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return !b.from(n.Address.Addr()) })
 	r.Alarm = ""
@@ -309,14 +315,38 @@ func (t *rivals) judge(r *Rival) {
 	case n.Mode == Authoritative || len(n.Servers) > 0:
 		r.Alarm = "it gives addresses, and a machine takes whichever answer comes first"
 	}
-	if r.Alarm == before {
+	if !t.asking {
+		t.announce(r)
+	}
+}
+
+// announce raises the alarm about r, unless it stands already.
+func (t *rivals) announce(r *Rival) {
+	if r.Alarm == r.told {
 		return
 	}
-	if r.Alarm != "" && before == "" {
-		t.log.Warn("boot: "+r.String()+": "+r.Alarm, "interface", n.Interface, "mac", r.MAC, "addr", r.Addr, "server", r.Server,
-			"offered", r.Offered, "boots", r.boots(), "next", r.Next())
+	if r.told == "" {
+		t.log.Warn("boot: "+r.String()+": "+r.Alarm, "interface", t.network.Interface, "mac", r.MAC, "addr", r.Addr, "server", r.Server,
+			"offered", r.Offered, "next", r.Next())
 	}
+	r.told = r.Alarm
 	t.tell(r)
+}
+
+// ask begins a round of questions; settle ends it.
+func (t *rivals) ask() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.asking = true
+}
+
+func (t *rivals) settle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.asking = false
+	for _, r := range t.known {
+		t.announce(r)
+	}
 }
 
 // expire forgets who was silent for long; mu is held.
@@ -328,7 +358,7 @@ func (t *rivals) expire(now time.Time) {
 		delete(t.known, k)
 		r.Gone = true
 		t.log.Info("boot: "+r.String()+" is not heard any more", "interface", t.network.Interface, "last", r.Last)
-		if r.Alarm != "" {
+		if r.told != "" {
 			t.tell(r)
 		}
 	}

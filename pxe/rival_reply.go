@@ -31,7 +31,9 @@ type sighting struct {
 	file   string     // option 67, else the field
 	vendor string     // option 60
 	prefix string     // option 210, the path prefix of PXELINUX (RFC 5071)
-	menu   bool       // lists boot servers instead of a file: that comes from port 4011
+	proxy  bool       // from port 4011
+	menu   bool       // boots, and names no file here
+	item   uint16     // the first entry of its menu
 	order  []byte     // codes of the options, as they stood
 }
 
@@ -79,23 +81,21 @@ func parseSighting(b []byte) (*sighting, error) {
 	s.server, _ = addr4(options[54])
 	s.vendor = plain(cstring(options[60]), 64)
 	s.prefix = plain(cstring(options[210]), maxName)
-	s.file = plain(cstring(options[67]), maxName)
+	s.file = plain(cstring(options[67]), 128)
 	if s.file == "" {
-		s.file = plain(cstring(file), maxName)
+		s.file = plain(cstring(file), 128)
 	}
 	if a, _ := addr4(b[20:24]); a.IsValid() {
 		s.next = a.String()
 	} else {
 		s.next = plain(cstring(options[66]), 64)
 	}
-	if strings.HasPrefix(s.vendor, "PXEClient") {
-		// PXE 2.1 table 2-1: sub-option 6 bit 3 says that the file stands here;
-		// else sub-option 8 or 9 lists boot servers and what they have.
-		sub := make(map[byte][]byte)
-		if _, err := readOptions(options[43], sub); err == nil {
-			c := sub[6]
-			s.menu = s.file == "" && (sub[8] != nil || sub[9] != nil || len(c) == 1 && c[0]&8 == 0)
-		}
+	// A ProxyDHCP answer without a file has a menu of boot servers, or nothing
+	// yet: either way port 4011 says what there is (PXE 2.1 section 2.2.2).
+	s.menu = s.file == "" && !s.yiaddr.IsValid() && s.kind != nakMessage && isBootClass(s.vendor)
+	sub := make(map[byte][]byte)
+	if _, err := readOptions(options[43], sub); err == nil && s.menu && len(sub[9]) >= 2 {
+		s.item = binary.BigEndian.Uint16(sub[9]) // PXE 2.1 table 2-1, PXE_BOOT_MENU
 	}
 	return s, nil
 }
@@ -133,6 +133,10 @@ func cstring(b []byte) string {
 	return string(bytes.TrimRight(b, "\xff"))
 }
 
+func isBootClass(vendor string) bool {
+	return strings.HasPrefix(vendor, "PXEClient") || strings.HasPrefix(vendor, "HTTPClient")
+}
+
 // boots reports whether s tells a machine what to boot.
 func (s *sighting) boots() bool { return s.file != "" || s.menu }
 
@@ -152,26 +156,37 @@ var marks = []struct {
 	{regexp.MustCompile(`\.(efi|kpxe)-00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]$|/auto\.ipxe$`), "Tinkerbell"},
 	{regexp.MustCompile(`undionly\.kkpxe$|/fog/service/ipxe/`), "FOG"},
 	{regexp.MustCompile(`netboot\.xyz`), "netboot.xyz"},
-	{regexp.MustCompile(`/boot/script\.ipxe\?`), programSmelt},
+	{regexp.MustCompile(`/boot/script\?mac=`), programSmelt},
 }
 
-// writers are how well-known DHCP servers begin their options.
-var writers = []struct {
-	order   []byte
-	program string
-}{}
-
-// program guesses what wrote s.
-func program(s *sighting) string {
+// service guesses which boot service sent s.
+func service(s *sighting) string {
 	for _, m := range marks {
-		if m.file.MatchString(s.file) || s.prefix != "" && m.file.MatchString(s.prefix) {
+		if m.file.MatchString(s.file) || m.file.MatchString(s.prefix) {
 			return m.program
 		}
 	}
-	for _, w := range writers {
-		if len(s.order) >= len(w.order) && slices.Equal(s.order[:len(w.order)], w.order) {
-			return w.program
+	return ""
+}
+
+// writer guesses which DHCP server wrote s: each has its own order of options.
+func writer(s *sighting) string {
+	var order []byte // less those that depend on what it boots
+	for _, c := range s.order {
+		if c != 66 && c != 67 {
+			order = append(order, c)
 		}
+	}
+	begins := func(codes ...byte) bool { return len(order) >= len(codes) && slices.Equal(order[:len(codes)], codes) }
+	switch {
+	case begins(53, 54, 51, 58, 59), begins(53, 54, 60, 97):
+		return "dnsmasq" // 2.90, as DHCP and as ProxyDHCP
+	case begins(53, 54, 51, 1):
+		return "ISC dhcpd" // 4.4
+	case begins(53, 1, 58, 59, 51, 54):
+		return "Windows Server DHCP"
+	case begins(53, 1) && slices.IsSorted(order[1:]) && slices.Contains(order, 51):
+		return "Kea" // 2.2: the message type, then all others by number
 	}
 	return ""
 }

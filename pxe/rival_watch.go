@@ -22,7 +22,9 @@ import (
 
 const (
 	rivalInterval = 5 * time.Minute // between our questions, and a fifth more or less
-	questionGap   = time.Second     // between the questions of one round
+	questionGap   = 200 * time.Millisecond
+	offerTime     = time.Second     // in which a ProxyDHCP server answers, before its port 4011 is asked
+	answerTime    = 4 * time.Second // in which all have answered: dnsmasq first pings an address for 3 s
 	proxyPort     = 4011            // boot servers (PXE 2.1 section 2.2.2)
 )
 
@@ -59,16 +61,19 @@ var probes = []struct {
 type watcher struct {
 	rivals *rivals
 	iface  *net.Interface
-	own    []MAC // of all our interfaces: what comes from there is our own
+	id     string     // in our questions: whose they are
+	own    []MAC      // of all our interfaces: what comes from there is our own
+	addr   netip.Addr // ours on this one; invalid: none
 	file   *os.File
 	log    *slog.Logger
+	shown  time.Time // when a doctor last saw us
 
 	mu    sync.Mutex
 	asked map[uint32]string // transaction: what the question said it was
 }
 
 // openWatcher listens in the whole interface, whoever holds port 67.
-func openWatcher(t *rivals, log *slog.Logger) (*watcher, error) {
+func openWatcher(t *rivals, id string, log *slog.Logger) (*watcher, error) {
 	name := t.network.Interface
 	iface, err := net.InterfaceByName(name)
 	if err != nil {
@@ -81,7 +86,14 @@ func openWatcher(t *rivals, log *slog.Logger) (*watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &watcher{rivals: t, iface: iface, log: log}
+	w := &watcher{rivals: t, iface: iface, id: id, log: log, addr: t.network.Address.Addr()}
+	if addrs, err := iface.Addrs(); err == nil && !w.addr.IsValid() {
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil {
+				w.addr = netip.AddrFrom4([4]byte(n.IP.To4()))
+			}
+		}
+	}
 	for _, i := range all {
 		if len(i.HardwareAddr) == 6 {
 			w.own = append(w.own, MAC(i.HardwareAddr))
@@ -185,8 +197,14 @@ func (w *watcher) packet(from MAC, p []byte, now time.Time) {
 		return
 	}
 	if payload[0] == 1 {
-		if a, ok := readProbe(payload); ok {
+		switch id, a := readProbe(payload); {
+		case id == smeltID && a.Is4():
 			w.rivals.smelt(from, a, now)
+		case id == doctorID && w.id == smeltID && now.Sub(w.shown) > answerTime:
+			// We offer it nothing; a question of ours shows it that we are here.
+			w.shown = now
+			p := probes[0]
+			_ = w.broadcast(w.question(1, p.class, p.arch, mathrand.Uint32())) // else it asks again
 		}
 		return
 	}
@@ -194,6 +212,7 @@ func (w *watcher) packet(from MAC, p []byte, now time.Time) {
 	if err != nil {
 		return
 	}
+	s.proxy = src.Port() == proxyPort
 	// What a relay passes on to its machines is not what it says itself: ours
 	// comes back with our own identifier.
 	if s.giaddr.IsValid() && s.server == w.rivals.network.Address.Addr() {
@@ -205,12 +224,12 @@ func (w *watcher) packet(from MAC, p []byte, now time.Time) {
 	if !isProbe(s.client) {
 		asked = ""
 	}
-	w.rivals.hear(from, src, s, asked, now)
+	w.rivals.hear(from, src.Addr(), s, asked, now)
 }
 
 // udp4 is the source and the content of a UDP datagram that is not empty and
 // not in fragments.
-func udp4(p []byte) (src netip.Addr, payload []byte, ok bool) {
+func udp4(p []byte) (src netip.AddrPort, payload []byte, ok bool) {
 	if len(p) < 28 || p[0]>>4 != 4 || p[9] != unix.IPPROTO_UDP || binary.BigEndian.Uint16(p[6:])&0x3fff != 0 {
 		return
 	}
@@ -224,28 +243,33 @@ func udp4(p []byte) (src netip.Addr, payload []byte, ok bool) {
 	if n <= 8 || n > len(u) {
 		return
 	}
-	return netip.AddrFrom4([4]byte(p[12:16])), u[8:n], true
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), binary.BigEndian.Uint16(u)), u[8:n], true
 }
 
-// clientID says in option 61 whose question it is.
-const clientID = "smelt "
+// Whose question it is: option 61 holds one of these and an address.
+const (
+	smeltID  = "smelt "
+	doctorID = "smelt-doctor "
+)
 
-// readProbe returns which Smelt asks. Not one beyond a relay (giaddr), which
-// may have sent us our own question.
-func readProbe(b []byte) (netip.Addr, bool) {
+// readProbe returns whose question b is, and the address of that one. Not one
+// from beyond a relay (giaddr), which may have sent us our own.
+func readProbe(b []byte) (id string, a netip.Addr) {
 	if len(b) < dhcpHeader || b[0] != 1 || !isProbe(MAC(b[28:34])) || binary.BigEndian.Uint32(b[24:]) != 0 {
-		return netip.Addr{}, false
+		return "", a
 	}
 	options := make(map[byte][]byte)
-	if _, err := readOptions(b[dhcpHeader:], options); err != nil {
-		return netip.Addr{}, false
+	if _, err := readOptions(b[dhcpHeader:], options); err != nil || len(options[61]) == 0 {
+		return "", a
 	}
-	id := options[61]
-	if len(id) == 0 || !strings.HasPrefix(string(id[1:]), clientID) {
-		return netip.Addr{}, false
+	text := string(options[61][1:])
+	for _, id := range []string{smeltID, doctorID} {
+		if rest, ok := strings.CutPrefix(text, id); ok {
+			a, _ = netip.ParseAddr(rest)
+			return id, a
+		}
 	}
-	a, err := netip.ParseAddr(string(id[1+len(clientID):]))
-	return a, err == nil && a.Is4()
+	return "", a
 }
 
 // question is a DISCOVER as firmware sends it (RFC 4578), of a machine that
@@ -258,7 +282,7 @@ func (w *watcher) question(kind byte, class string, arch Arch, xid uint32) []byt
 	mac := probeMAC(MAC(w.iface.HardwareAddr))
 	copy(m[28:], mac[:])
 	copy(m[236:], dhcpCookie)
-	id := clientID + w.rivals.network.Address.Addr().String()
+	id := w.id + w.addr.String()
 	option := func(code byte, b ...byte) { m = append(append(m, code, byte(len(b))), b...) }
 	option(53, kind)
 	option(55, 1, 3, 6, 12, 43, 54, 60, 66, 67, 97, 175, 208, 209, 210)
@@ -271,7 +295,7 @@ func (w *watcher) question(kind byte, class string, arch Arch, xid uint32) []byt
 	return append(m, 255)
 }
 
-// send transmits a question from 0.0.0.0 port 68 in a frame of our own
+// send transmits a question from port 68 in a frame of our own
 // hardware address: a switch that saw the address of the question on our port
 // might shut it.
 func (w *watcher) send(to netip.AddrPort, mac MAC, from netip.Addr, payload []byte) error {
@@ -295,6 +319,11 @@ func (w *watcher) send(to netip.AddrPort, mac MAC, from netip.Addr, payload []by
 	return err
 }
 
+func (w *watcher) broadcast(payload []byte) error {
+	to := netip.AddrPortFrom(broadcast.Addr(), serverPort)
+	return w.send(to, MAC{255, 255, 255, 255, 255, 255}, netip.IPv4Unspecified(), payload)
+}
+
 // ask puts one round of questions.
 func (w *watcher) ask(ctx context.Context) error {
 	asked := make(map[uint32]string)
@@ -310,32 +339,36 @@ func (w *watcher) ask(ctx context.Context) error {
 		w.mu.Unlock()
 		return xid
 	}
-	all := MAC{255, 255, 255, 255, 255, 255}
-	none := netip.IPv4Unspecified()
+	w.rivals.ask()
 	for _, p := range probes {
-		q := w.question(1, p.class, p.arch, remember(p.name))
-		if err := w.send(netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), serverPort), all, none, q); err != nil {
+		if err := w.broadcast(w.question(1, p.class, p.arch, remember(p.name))); err != nil {
 			return fmt.Errorf("question to other DHCP servers on %s: %v", w.iface.Name, err)
 		}
 		if !sleep(ctx, questionGap) {
 			return nil
 		}
 	}
-	// A ProxyDHCP server that offered a menu says at port 4011 what it has.
-	own := w.rivals.network.Address.Addr()
-	if !own.IsValid() {
+	if !sleep(ctx, offerTime) {
 		return nil
 	}
+	// What a ProxyDHCP server offered no file for, it has at port 4011.
 	for _, r := range w.rivals.list(time.Now()) {
-		if !r.Proxy || !r.Addr.Is4() || !slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return b.File == "" }) {
+		if !w.addr.IsValid() || !r.Addr.Is4() {
 			continue
 		}
-		for _, p := range probes[:2] {
+		for _, p := range probes {
+			i := slices.IndexFunc(r.Boots, func(b RivalBoot) bool { return b.File == "" && b.For == p.name })
+			if i < 0 {
+				continue
+			}
 			q := w.question(3, p.class, p.arch, remember(p.name))
-			a := own.As4()
+			if item := r.Boots[i].item; item != 0 { // PXE 2.1 table 2-1: PXE_BOOT_ITEM, layer 0
+				q = append(q[:len(q)-1], 43, 7, 71, 4, byte(item>>8), byte(item), 0, 0, 255, 255)
+			}
+			a := w.addr.As4()
 			copy(q[12:], a[:]) // ciaddr: where the answer goes
 			q[10] = 0
-			if err := w.send(netip.AddrPortFrom(r.Addr, proxyPort), r.MAC, own, q); err != nil {
+			if err := w.send(netip.AddrPortFrom(r.Addr, proxyPort), r.MAC, w.addr, q); err != nil {
 				return fmt.Errorf("question to %s on %s: %v", r.Addr, w.iface.Name, err)
 			}
 		}
@@ -346,6 +379,7 @@ func (w *watcher) ask(ctx context.Context) error {
 // run asks now and again until ctx ends.
 func (w *watcher) run(ctx context.Context) error {
 	failed := false
+	var settle <-chan time.Time
 	next := time.After(0)
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
@@ -367,6 +401,9 @@ func (w *watcher) run(ctx context.Context) error {
 				w.log.Warn("boot: cannot look for other DHCP servers", "err", err)
 			}
 			failed = err != nil
+			settle = time.After(answerTime)
+		case <-settle:
+			w.rivals.settle()
 		case <-ctx.Done():
 			return nil
 		}
@@ -377,7 +414,7 @@ func (w *watcher) run(ctx context.Context) error {
 func (s *Server) openWatchers() ([]*watcher, error) {
 	var out []*watcher
 	for _, t := range s.watched() {
-		w, err := openWatcher(t, s.log)
+		w, err := openWatcher(t, smeltID, s.log)
 		if err != nil {
 			for _, w := range out {
 				w.file.Close()
@@ -394,7 +431,7 @@ func (s *Server) openWatchers() ([]*watcher, error) {
 func FindRivals(ctx context.Context, n Network, wait time.Duration) ([]Rival, error) {
 	log := slog.New(slog.DiscardHandler)
 	t := newRivals(n, log, nil)
-	w, err := openWatcher(t, log)
+	w, err := openWatcher(t, doctorID, log)
 	if err != nil {
 		return nil, err
 	}
