@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -252,8 +251,8 @@ func serve(in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	web := &http.Server{Handler: srv.Handler()}
-	go func() { _ = web.Serve(ln) }()
+	web := pxe.HTTPServer(srv.Handler())
+	go func() { _ = web.Serve(pxe.Limit(ln)) }()
 	defer web.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
