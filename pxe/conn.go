@@ -7,85 +7,131 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 )
 
-// link is the DHCP side of one interface: the socket of port 67 and a packet
-// socket for clients that have no address yet.
+// link is the DHCP side of one interface: the socket of port 67, that of boot
+// servers (4011), and a packet socket for clients that have no address yet.
 type link struct {
 	iface *net.Interface
-	addr  netip.Addr
+	addrs []netip.Addr // ours
 	conn  *ipv4.PacketConn
+	boot  *ipv4.PacketConn // nil where nobody is answered
 	raw   int
 }
 
-// openLink takes port 67 of the interface for this process alone. Nothing is
+// openLink takes the ports of the interface for this process alone. Nothing is
 // shared (no SO_REUSEADDR, no SO_REUSEPORT): with two servers on one port, each
 // would see half of the renewals and neither would know.
-func openLink(name string, addr netip.Addr) (*link, error) {
+func openLink(name string, addrs []netip.Addr, boot bool) (*link, error) {
 	iface, err := net.InterfaceByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %v", name, err)
 	}
-	addrs, err := iface.Addrs()
+	has, err := iface.Addrs()
 	if err != nil {
 		return nil, fmt.Errorf("interface %s: %v", name, err)
 	}
-	found := false
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(addr.AsSlice()) {
-			found = true
+	for _, addr := range addrs {
+		if !slices.ContainsFunc(has, func(a net.Addr) bool {
+			n, ok := a.(*net.IPNet)
+			return ok && n.IP.Equal(addr.AsSlice())
+		}) {
+			return nil, fmt.Errorf("interface %s has no address %s (it has %v): configure the interface first, or correct the address", name, addr, has)
 		}
 	}
-	if !found {
-		return nil, fmt.Errorf("interface %s has no address %s (it has %v): configure the interface first, or correct the address", name, addr, addrs)
+	l := &link{iface: iface, addrs: addrs, raw: -1}
+	if l.conn, err = openPort(name, serverPort, "another DHCP server"); err != nil {
+		return nil, err
 	}
+	if boot {
+		if l.boot, err = openPort(name, proxyPort, "another boot server"); err != nil {
+			l.close()
+			return nil, err
+		}
+	}
+	// Protocol 0: it sends, and receives nothing.
+	if l.raw, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		l.close()
+		return nil, fmt.Errorf("packet socket on %s: %v (needs CAP_NET_RAW)", name, err)
+	}
+	return l, nil
+}
+
+func openPort(name string, port int, who string) (*ipv4.PacketConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var serr error
 		err := c.Control(func(fd uintptr) { serr = unix.BindToDevice(int(fd), name) })
 		return errors.Join(err, serr)
 	}}
-	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf(":%d", serverPort))
+	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf(":%d", port))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("port %d on %s is taken: another DHCP server runs on this machine (find it with: ss -ulpn 'sport = :%d')", serverPort, name, serverPort)
+		return nil, fmt.Errorf("port %d on %s is taken: %s runs on this machine (find it with: ss -ulpn 'sport = :%d')", port, name, who, port)
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("port %d on %s: %v (a boot server needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW)", serverPort, name, err)
+		return nil, fmt.Errorf("port %d on %s: %v (a boot server needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW)", port, name, err)
 	case err != nil:
-		return nil, fmt.Errorf("port %d on %s: %v", serverPort, name, err)
+		return nil, fmt.Errorf("port %d on %s: %v", port, name, err)
 	}
 	conn := ipv4.NewPacketConn(pc)
 	if err := conn.SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("interface %s: %v", name, err)
 	}
-	// Protocol 0: it sends, and receives nothing.
-	raw, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("packet socket on %s: %v (needs CAP_NET_RAW)", name, err)
+	return conn, nil
+}
+
+// conns are the sockets that are read.
+func (l *link) conns() []*ipv4.PacketConn {
+	if l.boot == nil {
+		return []*ipv4.PacketConn{l.conn}
 	}
-	return &link{iface: iface, addr: addr, conn: conn, raw: raw}, nil
+	return []*ipv4.PacketConn{l.conn, l.boot}
 }
 
 func (l *link) close() {
-	l.conn.Close()
-	unix.Close(l.raw)
+	for _, c := range l.conns() {
+		c.Close()
+	}
+	if l.raw >= 0 {
+		unix.Close(l.raw)
+		l.raw = -1
+	}
 }
 
-// send transmits a DHCP message from our address and port.
-func (l *link) send(payload []byte, to target) error {
+// toUs reports whether a datagram came to an address of ours, and not to all.
+func (l *link) toUs(cm *ipv4.ControlMessage) bool {
+	return cm != nil && slices.ContainsFunc(l.addrs, func(a netip.Addr) bool { return cm.Dst.Equal(net.IP(a.AsSlice())) })
+}
+
+// addrPort is where a datagram came from.
+func addrPort(a net.Addr) netip.AddrPort {
+	if u, ok := a.(*net.UDPAddr); ok {
+		p := u.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}
+
+// send transmits an answer from our address and the port that was asked.
+func (l *link) send(a *answer, boot bool) error {
+	payload, to := a.msg.ToBytes(), a.to
 	if to.mac == (MAC{}) {
-		cm := &ipv4.ControlMessage{Src: l.addr.AsSlice(), IfIndex: l.iface.Index}
-		_, err := l.conn.WriteTo(payload, cm, net.UDPAddrFromAddrPort(to.addr))
+		conn := l.conn
+		if boot {
+			conn = l.boot
+		}
+		cm := &ipv4.ControlMessage{Src: a.from.AsSlice(), IfIndex: l.iface.Index}
+		_, err := conn.WriteTo(payload, cm, net.UDPAddrFromAddrPort(to.addr))
 		return err
 	}
 	sa := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: l.iface.Index, Halen: 6}
 	copy(sa.Addr[:], to.mac[:])
-	return unix.Sendto(l.raw, datagram(l.addr, to.addr, payload), 0, sa)
+	return unix.Sendto(l.raw, datagram(a.from, to.addr, payload), 0, sa)
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }

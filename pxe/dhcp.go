@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -14,20 +13,31 @@ import (
 // respond decides on one DHCP message. It returns no answer when there is none
 // to give; the event says why either way.
 func (s *Server) respond(ctx context.Context, n *network, r *request, now time.Time) (*answer, Event) {
-	e := Event{At: now, Machine: r.machine, Kind: "dhcp " + strings.ToLower(r.kind.String())}
+	e := Event{At: now, Machine: r.machine, Kind: r.asked()}
 	no := func(format string, args ...any) (*answer, Event) {
 		e.Answer, e.Why = "none", fmt.Sprintf(format, args...)
 		return nil, e
 	}
-	if r.giaddr.IsValid() && !n.leases.subnet.Contains(r.giaddr) {
-		// Also the door of a reflection attack: we answer to giaddr.
-		return no("relayed from %s, which is in no network of ours on %s", r.giaddr, n.Interface)
-	}
 	mac := r.machine.MAC
-	r.machine.Addr = n.leases.lookup(mac, now)
 	r.machine.Network, r.machine.Relay = n.Name, r.giaddr
+	if n.gives() {
+		r.machine.Addr = n.leases.lookup(mac, now)
+	} else {
+		r.machine.Addr = n.overhear(r)
+	}
+	e.Machine = r.machine
+	if n.Mode == Observe {
+		return no("this network is only observed")
+	}
+	if why := n.rules.refuses(mac, r.machine.Vendor); why != "" {
+		s.recorder.stats.dropped.add(1, "dhcp", "denied")
+		return no("%s", why)
+	}
 	r.machine.Starts = s.started(r, now)
 	e.Machine = r.machine
+	if n.Mode == Proxy || r.boot {
+		return s.respondBoot(ctx, n, r, e)
+	}
 
 	switch r.kind {
 	case dhcpv4.MessageTypeDecline:
@@ -37,7 +47,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		s.log.Warn("boot: an address is in use by an unknown machine", "addr", r.want, "found by", mac, "interface", n.Interface)
 		return no("%s is in use by somebody else: not given out for %s", r.want, quarantine)
 	case dhcpv4.MessageTypeRelease:
-		if r.server.IsValid() && r.server != n.id {
+		if r.server.IsValid() && r.server != r.serverID(n) {
 			return no("gives back an address of another server")
 		}
 		if !n.leases.release(mac, r.ciaddr, now) {
@@ -49,7 +59,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		return no("a server has no answer to this")
 	}
 
-	if r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != n.id {
+	if r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != r.serverID(n) {
 		n.leases.withdraw(mac, now)
 		return no("it chose the server %s", r.server)
 	}
@@ -57,38 +67,26 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		return no("informs from %s, which is not an address of this network", r.ciaddr)
 	}
 
-	var decided Boot // the zero Boot: not yet
-	var boot string  // what the booter said, for the record
-	if r.client != plain4 {
-		b, err := s.ask(ctx, r.machine, askAddressTime)
-		switch {
-		case err != nil:
-			// With a lease and a loader it reaches the script, which can show
-			// why it waits and ask again; without, it would fall through to
-			// whatever its firmware tries next.
-			boot = fmt.Sprintf("; undecided (%v), the script will ask again", err)
-		case b.Action == Ignore:
-			return no("to be ignored: %s", b.Why)
-		default:
-			decided = b
-			boot = fmt.Sprintf("; %s: %s", b.Action, b.Why)
-		}
+	decided, boot := s.decide(ctx, r)
+	if decided.Action == Ignore {
+		return no("to be ignored: %s", decided.Why)
 	}
 
 	switch r.kind {
 	case dhcpv4.MessageTypeDiscover:
 		a, err := s.offer(ctx, n, r, now)
 		if err != nil {
+			s.recorder.stats.dropped.add(1, "dhcp", "no address")
 			return no("%v", err)
 		}
 		e.Machine.Addr = a
 		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeOffer, a)
 		e.Answer, e.Why = "offer "+a.String(), what+boot
-		return &answer{msg, destination(r, a)}, e
+		return &answer{msg: msg, to: destination(n, r, a)}, e
 	case dhcpv4.MessageTypeInform:
 		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeAck, netip.Addr{})
 		e.Answer, e.Why = "ack", what+boot
-		return &answer{msg, destination(r, netip.Addr{})}, e
+		return &answer{msg: msg, to: destination(n, r, netip.Addr{})}, e
 	}
 
 	c := claim{mac: mac, addr: r.want, unicast: r.unicast}
@@ -114,18 +112,37 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		e.Machine.Addr = c.addr
 		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeAck, c.addr)
 		e.Answer, e.Why = "ack "+c.addr.String(), why+", "+what+boot
-		return &answer{msg, destination(r, c.addr)}, e
+		return &answer{msg: msg, to: destination(n, r, c.addr)}, e
 	case nak:
 		e.Answer, e.Why = "nak", why
-		return &answer{refuse(n, r, why), refusal(r)}, e
+		return &answer{msg: refuse(n, r, why), to: refusal(n, r)}, e
 	}
 	return no("%s", why)
+}
+
+// decide asks what a boot client is to do, and returns that with a line for the
+// record. The zero Boot is of plain clients, and of those not decided on: with
+// a lease and a loader such a one reaches the script, which can show why it
+// waits and ask again; without, it would fall through to whatever its firmware
+// tries next.
+func (s *Server) decide(ctx context.Context, r *request) (Boot, string) {
+	if r.client == plain4 {
+		return Boot{}, ""
+	}
+	b, err := s.ask(ctx, r.machine, askAddressTime)
+	if err != nil {
+		return Boot{}, fmt.Sprintf("; undecided (%v), the script will ask again", err)
+	}
+	return b, fmt.Sprintf("; %s: %s", b.Action, b.Why)
 }
 
 // offer chooses an address that nobody seems to use.
 func (s *Server) offer(ctx context.Context, n *network, r *request, now time.Time) (netip.Addr, error) {
 	for range 4 { // probes, each takes its time: the client repeats its question
 		a, fresh, err := n.leases.offer(r.machine.MAC, r.want, now)
+		if strangers, size, warn := n.leases.crowded(now); warn {
+			s.log.Warn("boot: the pool fills with machines that the site does not know", "network", n.Name, "pool", n.Pool, "strangers", strangers, "of", size)
+		}
 		if err != nil || !fresh || n.prober == nil || r.giaddr.IsValid() {
 			return a, err
 		}

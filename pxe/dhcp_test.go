@@ -49,9 +49,12 @@ func testConfig(t testing.TB, b Booter) Config {
 }
 
 // testServer is a server whose journal works and that has no sockets.
-func testServer(t testing.TB, b Booter) *Server {
+func testServer(t testing.TB, b Booter, change ...func(*Config)) *Server {
 	t.Helper()
 	c := testConfig(t, b)
+	for _, f := range change {
+		f(&c)
+	}
 	s, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +63,9 @@ func testServer(t testing.TB, b Booter) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.networks[0].leases.journal = j
+	for _, n := range s.networks {
+		n.leases.journal = j
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { _ = j.run(ctx) }()
 	t.Cleanup(func() {
@@ -80,6 +85,8 @@ type message struct {
 	giaddr    string
 	want      string
 	server    string
+	src       string // where it comes from, when that matters
+	boot      bool   // to port 4011
 	options   map[uint8][]byte
 }
 
@@ -116,12 +123,20 @@ func (m message) bytes(t testing.TB) []byte {
 // tell gives the message to the server at a moment.
 func (m message) tell(t testing.TB, s *Server, now time.Time) (*answer, Event) {
 	t.Helper()
-	r, err := parseRequest(m.bytes(t))
+	p := packet{data: m.bytes(t), unicast: m.unicast, boot: m.boot}
+	if m.src != "" {
+		p.src = netip.MustParseAddrPort(m.src)
+	}
+	return decide(s, p, now)
+}
+
+// decide gives a datagram to the first interface of the server.
+func decide(s *Server, p packet, now time.Time) (*answer, Event) {
+	a, e, err := s.segments[0].decide(context.Background(), p, now)
 	if err != nil {
 		return nil, Event{Answer: "dropped", Why: err.Error()}
 	}
-	r.unicast = m.unicast
-	return s.respond(context.Background(), s.networks[0], r, now)
+	return a, e
 }
 
 var guid = append([]byte{0}, 0x44, 0x33, 0x22, 0x11, 0x66, 0x55, 0x88, 0x77, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, 0x00)
@@ -162,12 +177,7 @@ func TestDecisions(t *testing.T) {
 			t.Fatal(e.Why)
 		}
 	}
-	rows := []struct {
-		name   string
-		booter Booter
-		before func(*testing.T, *Server)
-		m      message
-	}{
+	goldenDecisions(t, "decisions", testServer, []decisionRow{
 		{"plain client, unknown", hold, nil, message{kind: discover, mac: unknown, options: linux}},
 		{"plain client, fixed address", hold, nil, message{kind: discover, mac: known, options: linux}},
 		{"plain client although ignored", ignore, nil, message{kind: discover, mac: unknown, options: linux}},
@@ -222,10 +232,22 @@ func TestDecisions(t *testing.T) {
 		{"an OFFER to a server", hold, nil, message{kind: dhcpv4.MessageTypeOffer, mac: unknown}},
 		{"no message type", hold, nil, message{mac: unknown}},
 		{"a multicast MAC", hold, nil, message{kind: discover, mac: MAC{1, 0, 0x5e, 0, 0, 1}}},
-	}
+	})
+}
+
+// decisionRow is one message, and who decides on it.
+type decisionRow struct {
+	name   string
+	booter Booter
+	before func(*testing.T, *Server)
+	m      message
+}
+
+func goldenDecisions(t *testing.T, name string, server func(testing.TB, Booter, ...func(*Config)) *Server, rows []decisionRow) {
+	t.Helper()
 	var b strings.Builder
 	for _, row := range rows {
-		s := testServer(t, row.booter)
+		s := server(t, row.booter)
 		if row.before != nil {
 			row.before(t, s)
 		}
@@ -270,7 +292,7 @@ func TestDecisions(t *testing.T) {
 			fmt.Fprintf(&b, "\t\t%d = %s\n", c, text)
 		}
 	}
-	golden := filepath.Join("testdata", "decisions.golden")
+	golden := filepath.Join("testdata", name+".golden")
 	if *update {
 		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
 			t.Fatal(err)
@@ -307,11 +329,7 @@ func TestOverload(t *testing.T) {
 	s := testServer(t, tableBooter{"": {Action: Hold, Why: "x"}})
 	data := message{kind: dhcpv4.MessageTypeDiscover, mac: unknown, options: map[uint8][]byte{52: {1}}}.bytes(t)
 	copy(data[108:], append(append([]byte{60, 9}, "PXEClient"...), 93, 2, 0, 7, 255))
-	r, err := parseRequest(data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, e := s.respond(context.Background(), s.networks[0], r, epoch)
+	a, e := decide(s, packet{data: data}, epoch)
 	if a == nil || a.msg.BootFileName != LoaderUEFI {
 		t.Errorf("overloaded options were not read: %+v", e)
 	}
@@ -425,7 +443,7 @@ func TestNewRefuses(t *testing.T) {
 		{"holds the DNS", func(c *Config) { c.Networks[0].DNS[0] = addr("10.77.0.101") }},
 		{"lies in the pool", func(c *Config) { c.Networks[0].Fixed[known] = addr("10.77.0.101") }},
 		{"is given to", func(c *Config) { c.Networks[0].Fixed[unknown] = addr("10.77.0.11") }},
-		{"is our own or the router's", func(c *Config) { c.Networks[0].Fixed[known] = addr("10.77.0.1") }},
+		{"is our own, the router's or a relay's", func(c *Config) { c.Networks[0].Fixed[known] = addr("10.77.0.1") }},
 		{"broadcast address", func(c *Config) { c.Networks[0].Fixed[known] = addr("10.77.0.255") }},
 		{"is not in", func(c *Config) { c.Networks[0].Fixed[known] = addr("fe80::1") }},
 		{"want our IPv4 address", func(c *Config) { c.Networks[0].Address = netip.MustParsePrefix("fd00::1/64") }},
@@ -459,8 +477,7 @@ func FuzzDHCP(f *testing.F) {
 		if err != nil {
 			return
 		}
-		r.unicast = unicast
-		a, e := s.respond(context.Background(), s.networks[0], r, time.Now())
+		a, e := decide(s, packet{data: data, unicast: unicast}, time.Now())
 		if e.Answer == "" || e.Why == "" {
 			t.Fatalf("a decision without a reason: %+v", e)
 		}

@@ -1,6 +1,7 @@
 package pxe
 
 import (
+	"container/heap"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -9,8 +10,13 @@ import (
 
 const (
 	offerHold  = 30 * time.Second // an offer not taken up is forgotten: it was never promised
+	brieflyFor = 10 * time.Second // the same for a machine nobody knows; EDK2 takes up an offer after 4 s
 	quarantine = 10 * time.Minute // of an address that a client found in use (RFC 2131 section 4.3.3)
-	maxPool    = 1 << 16          // addresses, to bound memory and the search for a free one
+	maxPool    = 1 << 16          // addresses, to bound memory
+
+	// Machines that nobody knows may have this share of a pool at once. What is
+	// left is for machines of the site, and for those that had an address here.
+	strangersShare = 80 // percent
 )
 
 // leaseState is what an address is to us.
@@ -29,10 +35,13 @@ const (
 // and the installed system of one machine each send another one, and a machine
 // that changes its address between two stages of one boot cannot be followed.
 type lease struct {
-	mac   MAC
-	addr  netip.Addr
-	state leaseState
-	until time.Time
+	mac      MAC
+	addr     netip.Addr
+	state    leaseState
+	until    time.Time
+	seen     bool // mac had this address acknowledged, now or once
+	stranger bool // mac is no machine of the site: it counts against their share
+	place    int  // in leases.ends
 }
 
 // held reports whether nobody else may have the address.
@@ -47,18 +56,31 @@ type leases struct {
 	owner    map[netip.Addr]MAC // the reverse of fixed
 	journal  *journal
 
-	mu     sync.Mutex
-	byMAC  map[MAC]*lease
-	byAddr map[netip.Addr]*lease
-	fresh  netip.Addr // no address from here on was ever used
-	full   time.Time  // no address comes free before this
+	known map[MAC]bool // machines of the site
+	share int          // addresses that strangers may have at once
+
+	mu        sync.Mutex
+	byMAC     map[MAC]*lease
+	byAddr    map[netip.Addr]*lease
+	fresh     netip.Addr // no address from here on was ever used
+	ends      [2]ends    // of the pool: what was only offered, and what was acknowledged once
+	strangers int        // addresses that strangers had when last looked at, or fewer
+	looked    time.Time
+	warned    time.Time
 }
 
-func newLeases(n Network, j *journal) *leases {
+func newLeases(n Network, known map[MAC]bool, j *journal) *leases {
 	l := &leases{
-		subnet: n.Address.Masked(), from: n.Pool.From, to: n.Pool.To, fixed: n.Fixed, journal: j,
+		subnet: n.machines(), from: n.Pool.From, to: n.Pool.To, fixed: n.Fixed, known: known, journal: j,
 		owner: make(map[netip.Addr]MAC), byMAC: make(map[MAC]*lease), byAddr: make(map[netip.Addr]*lease), fresh: n.Pool.From,
 	}
+	needy := 0 // machines of the site that live from the pool
+	for mac := range known {
+		if _, ok := n.Fixed[mac]; !ok {
+			needy++
+		}
+	}
+	l.share = l.size() - min(needy, l.size()*(100-strangersShare)/100)
 	for mac, a := range n.Fixed {
 		l.owner[a] = mac
 	}
@@ -75,14 +97,31 @@ func (l *leases) load(records []record) {
 		if !l.inPool(r.Addr) && r.State != declined || !l.subnet.Contains(r.Addr) {
 			continue
 		}
-		e := &lease{mac: r.MAC, addr: r.Addr, state: r.State, until: time.Unix(r.Until, 0)}
-		l.byAddr[r.Addr] = e
-		if r.State != declined {
-			if old := l.byMAC[r.MAC]; old == nil || old.until.Before(e.until) {
-				l.byMAC[r.MAC] = e
-			}
+		e := &lease{mac: r.MAC, addr: r.Addr, state: r.State, until: time.Unix(r.Until, 0), seen: true}
+		if old := l.byMAC[r.MAC]; r.State == declined || old == nil || old.until.Before(e.until) {
+			l.put(e)
 		}
 	}
+}
+
+// size is the number of addresses in the pool.
+func (l *leases) size() int {
+	if !l.from.IsValid() {
+		return 0
+	}
+	return distance(l.from, l.to) + 1
+}
+
+// familiar reports whether mac is a machine of the site or has had an address
+// here that nobody took since.
+func (l *leases) familiar(mac MAC) bool {
+	if l.known[mac] {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.byMAC[mac]
+	return e != nil && e.seen
 }
 
 func (l *leases) inPool(a netip.Addr) bool {
@@ -147,6 +186,9 @@ func (l *leases) offer(mac MAC, want netip.Addr, now time.Time) (a netip.Addr, f
 	if !l.from.IsValid() {
 		return netip.Addr{}, false, fmt.Errorf("no fixed address for this machine, and the network has no pool")
 	}
+	if !l.known[mac] && !l.room(now) {
+		return netip.Addr{}, false, fmt.Errorf("machines that the site does not know have %d of the %d addresses %s-%s, the others are kept for those it knows: enlarge the pool, or enter the machine in the site", l.strangers, l.size(), l.from, l.to)
+	}
 	if l.inPool(want) && l.free(want, now) {
 		l.hold(mac, want, now)
 		return want, true, nil
@@ -157,29 +199,45 @@ func (l *leases) offer(mac MAC, want netip.Addr, now time.Time) (a netip.Addr, f
 			return l.fresh, true, nil
 		}
 	}
-	taken := fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
-	if now.Before(l.full) {
-		return netip.Addr{}, false, taken
-	}
-	var oldest *lease
-	l.full = now.Add(offerHold)
-	for a := l.from; l.inPool(a); a = a.Next() {
-		e := l.byAddr[a]
-		switch {
-		case e == nil:
-		case !e.held(now):
-			if oldest == nil || e.until.Before(oldest.until) {
-				oldest = e
-			}
-		case e.until.Before(l.full):
-			l.full = e.until
+	// Who only ever was offered an address has less of a claim to get it again.
+	for _, q := range l.ends {
+		if len(q) > 0 && !q[0].held(now) {
+			a := q[0].addr
+			l.hold(mac, a, now)
+			return a, true, nil
 		}
 	}
-	if oldest == nil {
-		return netip.Addr{}, false, taken
+	return netip.Addr{}, false, fmt.Errorf("all addresses %s-%s are taken: enlarge the pool, or give known machines fixed addresses", l.from, l.to)
+}
+
+// room reports whether one more stranger may have an address. Strangers that
+// are gone are looked for once a second at most.
+func (l *leases) room(now time.Time) bool {
+	if l.strangers < l.share {
+		return true
 	}
-	l.hold(mac, oldest.addr, now)
-	return oldest.addr, true, nil
+	if since := now.Sub(l.looked); since >= 0 && since < time.Second {
+		return false
+	}
+	l.looked, l.strangers = now, 0
+	for _, e := range l.byAddr {
+		if e.stranger = e.stranger && e.held(now); e.stranger {
+			l.strangers++
+		}
+	}
+	return l.strangers < l.share
+}
+
+// crowded says, once in a while, that strangers have most of the pool.
+func (l *leases) crowded(now time.Time) (strangers, size int, warn bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	size = l.size()
+	if l.strangers*100 < size*strangersShare || now.Sub(l.warned) < 10*time.Minute {
+		return 0, 0, false
+	}
+	l.warned = now
+	return l.strangers, size, true
 }
 
 // free reports whether a may be given to somebody who did not have it.
@@ -196,25 +254,83 @@ func (l *leases) hold(mac MAC, a netip.Addr, now time.Time) {
 	if e := l.byAddr[a]; e != nil && e.mac == mac && e.state == bound && e.held(now) {
 		return
 	}
-	l.put(&lease{mac: mac, addr: a, state: offered, until: now.Add(offerHold)})
+	e := &lease{mac: mac, addr: a, state: offered, until: now.Add(offerHold), seen: l.had(mac, a)}
+	if !e.seen && !l.known[mac] {
+		e.until = now.Add(brieflyFor)
+	}
+	l.put(e)
+}
+
+// had reports whether mac once had a for good.
+func (l *leases) had(mac MAC, a netip.Addr) bool {
+	e := l.byAddr[a]
+	return e != nil && e.mac == mac && e.seen
 }
 
 // put enters e and forgets what it replaces.
 func (l *leases) put(e *lease) {
-	if old := l.byAddr[e.addr]; old != nil && l.byMAC[old.mac] == old {
-		delete(l.byMAC, old.mac)
+	if old := l.byAddr[e.addr]; old != nil {
+		l.remove(old)
 	}
-	if old := l.byMAC[e.mac]; old != nil && e.state != declined && l.byAddr[old.addr] == old {
-		delete(l.byAddr, old.addr)
-		if old.addr.Less(l.fresh) {
-			l.fresh = old.addr // it has no record any more: look at it again
+	if e.state != declined {
+		if old := l.byMAC[e.mac]; old != nil {
+			l.remove(old)
+			if old.addr.Less(l.fresh) {
+				l.fresh = old.addr // it has no record any more: look at it again
+			}
 		}
+		l.byMAC[e.mac] = e
+		e.stranger = e.state != released && !l.known[e.mac]
 	}
 	l.byAddr[e.addr] = e
-	if e.state != declined {
-		l.byMAC[e.mac] = e
+	if e.stranger {
+		l.strangers++
 	}
-	l.full = time.Time{}
+	if l.inPool(e.addr) {
+		heap.Push(l.queue(e), e)
+	}
+}
+
+func (l *leases) remove(e *lease) {
+	delete(l.byAddr, e.addr)
+	if l.byMAC[e.mac] == e {
+		delete(l.byMAC, e.mac)
+	}
+	if e.stranger {
+		l.strangers--
+	}
+	if l.inPool(e.addr) {
+		heap.Remove(l.queue(e), e.place)
+	}
+}
+
+func (l *leases) queue(e *lease) *ends {
+	if e.seen {
+		return &l.ends[1]
+	}
+	return &l.ends[0]
+}
+
+// ends is a heap of leases by their end.
+type ends []*lease
+
+func (q ends) Len() int           { return len(q) }
+func (q ends) Less(i, j int) bool { return q[i].until.Before(q[j].until) }
+func (q ends) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+func (q *ends) Push(e any) {
+	l := e.(*lease)
+	l.place = len(*q)
+	*q = append(*q, l)
+}
+func (q *ends) Pop() any {
+	old := *q
+	e := old[len(old)-1]
+	old[len(old)-1] = nil
+	*q = old[:len(old)-1]
+	return e
 }
 
 // verdict on a DHCPREQUEST.
@@ -251,7 +367,7 @@ func (l *leases) request(c claim, now time.Time, length time.Duration) (v verdic
 		return nak, fmt.Sprintf("%s is not an address of this network %s", c.addr, l.subnet), done
 	}
 	mine, known := l.current(c.mac, now)
-	if !known && !c.renew && !c.reboot && l.inPool(c.addr) && l.free(c.addr, now) {
+	if !known && !c.renew && !c.reboot && l.inPool(c.addr) && l.free(c.addr, now) && (l.known[c.mac] || l.room(now)) {
 		// Offers are not durable: we may have restarted since. Leases are, so a
 		// renewal of which nothing is known is refused below.
 		mine, known = c.addr, true
@@ -276,7 +392,7 @@ func (l *leases) request(c claim, now time.Time, length time.Duration) (v verdic
 	if a, ok := l.fixed[c.mac]; ok && a == c.addr {
 		return ack, "fixed address", done // written in the site: nothing to remember
 	}
-	e := &lease{mac: c.mac, addr: c.addr, state: bound, until: now.Add(length)}
+	e := &lease{mac: c.mac, addr: c.addr, state: bound, until: now.Add(length), seen: true}
 	l.put(e)
 	// In the order of the decisions, hence under the lock; the disk is waited
 	// for without it.
@@ -290,7 +406,7 @@ func (l *leases) decline(mac MAC, a netip.Addr, now time.Time) bool {
 	if mine, ok := l.current(mac, now); !ok || mine != a {
 		return false
 	}
-	e := &lease{addr: a, state: declined, until: now.Add(quarantine)}
+	e := &lease{addr: a, state: declined, until: now.Add(quarantine), seen: true}
 	l.put(e)
 	l.journal.append(record{Addr: a, State: declined, Until: e.until.Unix()})
 	return true
@@ -306,7 +422,7 @@ func (l *leases) release(mac MAC, a netip.Addr, now time.Time) bool {
 		return false
 	}
 	bound := e.state == bound
-	l.put(&lease{mac: mac, addr: a, state: released, until: now})
+	l.put(&lease{mac: mac, addr: a, state: released, until: now, seen: e.seen})
 	if bound {
 		l.journal.append(record{MAC: mac, Addr: a, State: released, Until: now.Unix()})
 	}
@@ -318,6 +434,6 @@ func (l *leases) withdraw(mac MAC, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.byMAC[mac]; e != nil && e.state == offered {
-		l.put(&lease{mac: mac, addr: e.addr, state: released, until: now})
+		l.put(&lease{mac: mac, addr: e.addr, state: released, until: now, seen: e.seen})
 	}
 }

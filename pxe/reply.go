@@ -16,16 +16,19 @@ type target struct {
 
 // answer is what is sent back.
 type answer struct {
-	msg *dhcpv4.DHCPv4
-	to  target
+	msg  *dhcpv4.DHCPv4
+	to   target
+	from netip.Addr // ours on its network
 }
 
-// destination follows RFC 2131 section 4.1 for OFFER and ACK.
-func destination(r *request, yiaddr netip.Addr) target {
+// destination follows RFC 2131 section 4.1 for OFFER and ACK. Of the addresses
+// that the message names, those are obeyed that are a relay's of ours or inside
+// the network: no others can be made to receive what they did not ask for.
+func destination(n *network, r *request, yiaddr netip.Addr) target {
 	switch {
 	case r.giaddr.IsValid():
 		return target{addr: netip.AddrPortFrom(r.giaddr, serverPort)}
-	case r.ciaddr.IsValid():
+	case n.machines().Contains(r.ciaddr):
 		return target{addr: netip.AddrPortFrom(r.ciaddr, clientPort)}
 	case r.msg.IsBroadcast() || !yiaddr.IsValid():
 		return target{addr: broadcast}
@@ -37,9 +40,14 @@ func destination(r *request, yiaddr netip.Addr) target {
 var broadcast = netip.AddrPortFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), clientPort)
 
 // refusal is where a NAK goes: the client may have no usable address at all.
-func refusal(r *request) target {
-	if r.giaddr.IsValid() {
+func refusal(n *network, r *request) target {
+	switch {
+	case r.giaddr.IsValid():
 		return target{addr: netip.AddrPortFrom(r.giaddr, serverPort)}
+	case n.relayed() && n.machines().Contains(r.ciaddr):
+		// RFC 2131 says broadcast, but it renews from beyond a router, where no
+		// broadcast of ours comes.
+		return target{addr: netip.AddrPortFrom(r.ciaddr, clientPort)}
 	}
 	return target{addr: broadcast}
 }
@@ -59,7 +67,7 @@ func header(n *network, r *request, kind dhcpv4.MessageType) *dhcpv4.DHCPv4 {
 		Options:       make(dhcpv4.Options),
 	}
 	m.UpdateOption(dhcpv4.OptMessageType(kind))
-	m.UpdateOption(dhcpv4.OptServerIdentifier(n.id.AsSlice()))
+	m.UpdateOption(dhcpv4.OptServerIdentifier(r.serverID(n).AsSlice()))
 	if id := r.msg.Options.Get(dhcpv4.OptionClientIdentifier); id != nil {
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientIdentifier, id)) // RFC 6842
 	}
@@ -91,7 +99,7 @@ func (s *Server) reply(n *network, r *request, b Boot, kind dhcpv4.MessageType, 
 		m.UpdateOption(dhcpv4.OptRenewTimeValue(n.LeaseTime / 2))
 		m.UpdateOption(dhcpv4.OptRebindingTimeValue(n.LeaseTime * 7 / 8))
 	}
-	m.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(n.Address.Bits(), 32)))
+	m.UpdateOption(dhcpv4.OptSubnetMask(net.CIDRMask(n.machines().Bits(), 32)))
 	if n.Router.IsValid() {
 		m.UpdateOption(dhcpv4.OptRouter(n.Router.AsSlice()))
 	}
@@ -103,14 +111,19 @@ func (s *Server) reply(n *network, r *request, b Boot, kind dhcpv4.MessageType, 
 		m.UpdateOption(dhcpv4.OptDNS(ips...))
 	}
 	what := s.bootOptions(n, r, b, m)
-	// Options nobody misses make room first (option 57).
+	fit(m, r.max)
+	return m, what
+}
+
+// fit makes m no larger than its client takes (option 57).
+func fit(m *dhcpv4.DHCPv4, size int) {
+	// Options nobody misses make room first.
 	for _, o := range []dhcpv4.OptionCode{dhcpv4.OptionTFTPServerName, dhcpv4.OptionRebindingTimeValue, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionDomainNameServer, dhcpv4.OptionClientMachineIdentifier} {
-		if len(m.ToBytes()) <= r.max {
+		if len(m.ToBytes()) <= size {
 			break
 		}
 		m.DeleteOption(o)
 	}
-	return m, what
 }
 
 // bootOptions adds what makes the machine boot from us.
@@ -125,18 +138,33 @@ func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) s
 		return "plain lease"
 	}
 	// RFC 4578 section 2.3: the identifier comes back as it was.
-	if id := r.msg.Options.Get(dhcpv4.OptionClientMachineIdentifier); id != nil {
+	if id := r.msg.Options.Get(dhcpv4.OptionClientMachineIdentifier); len(id) > 0 && len(id) <= maxUUID {
 		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionClientMachineIdentifier, id))
 	}
+	pxe := func() {
+		m.UpdateOption(dhcpv4.OptClassIdentifier("PXEClient"))
+		// PXE 2.1 table 2-1, tag 6 bit 3: take the file of this answer, ask no
+		// boot server and show no menu.
+		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255}))
+	}
+	// Beside an offer of another server only the class says what this one is:
+	// iPXE, too, drops it otherwise.
+	beside := n.Mode == Proxy || r.boot
 	if r.client == ipxe { // not a choice: it is there, and takes a script
 		m.ServerIPAddr = n.id.AsSlice()
 		file(s.scriptURL(n, r.machine))
 		// Sub-option 176 no-pxedhcp: do not wait for proxyDHCP offers.
 		m.UpdateOption(dhcpv4.OptGeneric(optEtherboot, []byte{0xb0, 1, 1}))
+		if beside {
+			pxe()
+		}
 		return "script"
 	}
 	c := s.choose(r, b)
-	if c.via == byNothing {
+	switch {
+	case c.via == byNothing && beside:
+		return c.why
+	case c.via == byNothing:
 		return "plain lease: " + c.why
 	}
 	m.ServerIPAddr = n.id.AsSlice()
@@ -145,14 +173,11 @@ func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) s
 		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
 		file(s.fileURL(n, c.file))
 		return c.why
-	case r.machine.Arch == BIOS:
+	case r.machine.Arch == BIOS && !beside:
 		// Nothing of PXE but the file: a PXE ROM that is told PXEClient looks
 		// for boot servers, one that is told nothing takes the file.
 	default:
-		m.UpdateOption(dhcpv4.OptClassIdentifier("PXEClient"))
-		// PXE 2.1 table 2-1, tag 6 bit 3: take the file of this answer, ask no
-		// boot server and show no menu.
-		m.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionVendorSpecificInformation, []byte{6, 1, 8, 255}))
+		pxe()
 	}
 	m.UpdateOption(dhcpv4.OptTFTPServerName(n.id.String()))
 	file(c.file)

@@ -2,7 +2,6 @@ package pxe
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -19,6 +18,8 @@ const (
 	// 2132 section 9.10); headerSize of it is not the DHCP message.
 	minMessage = 576
 	headerSize = 28
+
+	maxUUID = 32 // of option 97; RFC 4578 says 17
 )
 
 // Options that the library has no name for.
@@ -50,53 +51,77 @@ type request struct {
 	want    netip.Addr // option 50
 	server  netip.Addr // option 54
 	max     int        // largest DHCP message the client takes
-	unicast bool       // came to our own address
+
+	link     netip.Addr // subnet that the relay asks for, where giaddr is not in it
+	override netip.Addr // what the relay wants us to call ourselves
+
+	src     netip.AddrPort // where it came from, by its own account
+	unicast bool           // came to our own address, and through no relay
+	boot    bool           // came to port 4011, where boot servers are asked
+}
+
+// asked is what r is, for events.
+func (r *request) asked() string { return "dhcp " + strings.ToLower(r.kind.String()) }
+
+// dropped is why a datagram gets no decision: reason is one of few words, to
+// be counted, and text is for people.
+type dropped struct{ reason, text string }
+
+func (d dropped) Error() string { return d.text }
+
+func drop(reason, format string, args ...any) error {
+	return dropped{reason, fmt.Sprintf(format, args...)}
 }
 
 // parseRequest decodes a datagram that came to port 67.
 func parseRequest(data []byte) (*request, error) {
 	// The library accepts any hardware address length; a MAC is all we know.
 	if len(data) < 240 {
-		return nil, fmt.Errorf("%d bytes are too few for a DHCP message", len(data))
+		return nil, drop("short", "%d bytes are too few for a DHCP message", len(data))
 	}
 	if data[0] != byte(dhcpv4.OpcodeBootRequest) {
-		return nil, errors.New("not a request")
+		return nil, drop("no request", "not a request")
 	}
 	if data[1] != byte(iana.HWTypeEthernet) || data[2] != 6 {
-		return nil, fmt.Errorf("hardware type %d with addresses of %d bytes: want Ethernet", data[1], data[2])
+		return nil, drop("hardware", "hardware type %d with addresses of %d bytes: want Ethernet", data[1], data[2])
 	}
 	m, err := dhcpv4.FromBytes(data)
 	if err != nil {
-		return nil, fmt.Errorf("malformed: %v", err)
+		return nil, drop("malformed", "malformed: %v", err)
 	}
 	if err := overload(m, data); err != nil {
 		return nil, err
 	}
+	for _, o := range []dhcpv4.OptionCode{dhcpv4.OptionClientIdentifier, dhcpv4.OptionRelayAgentInformation} {
+		if n := len(m.Options.Get(o)); n > 255 { // they go back as they came
+			return nil, drop("overlong", "option %d of %d bytes: at most 255", o.Code(), n)
+		}
+	}
 	r := &request{msg: m, max: minMessage - headerSize}
 	mac, err := ParseMAC(m.ClientHWAddr.String())
 	if err != nil {
-		return nil, err
+		return nil, drop("hardware", "%v", err)
 	}
 	r.machine.MAC = mac
 	if b := m.Options.Get(dhcpv4.OptionDHCPMessageType); len(b) == 1 {
 		r.kind = dhcpv4.MessageType(b[0])
 	} else {
-		return nil, errors.New("no message type (option 53): BOOTP is not served")
+		return nil, drop("message type", "no message type (option 53): BOOTP is not served")
 	}
 	if r.ciaddr, err = addr4(m.ClientIPAddr); err != nil {
-		return nil, fmt.Errorf("ciaddr: %v", err)
+		return nil, drop("address", "ciaddr: %v", err)
 	}
 	if r.giaddr, err = addr4(m.GatewayIPAddr); err != nil {
-		return nil, fmt.Errorf("giaddr: %v", err)
+		return nil, drop("address", "giaddr: %v", err)
 	}
 	if b := m.Options.Get(dhcpv4.OptionRequestedIPAddress); b != nil {
 		if r.want, err = addr4(b); err != nil {
-			return nil, fmt.Errorf("requested address (option 50): %v", err)
+			return nil, drop("address", "requested address (option 50): %v", err)
 		}
 	}
 	if b := m.Options.Get(dhcpv4.OptionServerIdentifier); b != nil {
 		if r.server, err = addr4(b); err != nil {
-			return nil, fmt.Errorf("server identifier (option 54): %v", err)
+			return nil, drop("address", "server identifier (option 54): %v", err)
 		}
 	}
 	if b := m.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize); len(b) == 2 {
@@ -127,7 +152,7 @@ func overload(m *dhcpv4.DHCPv4, data []byte) error {
 	}
 	for _, p := range parts {
 		if err := m.Options.FromBytes(p); err != nil {
-			return fmt.Errorf("malformed overloaded options: %v", err)
+			return drop("malformed", "malformed overloaded options: %v", err)
 		}
 	}
 	m.Options.Del(optOverload)
@@ -154,11 +179,7 @@ func (r *request) classify() {
 	m.Vendor = plain(string(o.Get(dhcpv4.OptionClassIdentifier)), 64)
 	m.Hostname = plain(string(o.Get(dhcpv4.OptionHostName)), 64)
 	m.UUID = clientUUID(o.Get(dhcpv4.OptionClientMachineIdentifier))
-	// RFC 3046: only a relay adds option 82.
-	if info := r.msg.RelayAgentInfo(); info != nil && r.giaddr.IsValid() {
-		m.Circuit = plain(string(info.Get(dhcpv4.AgentCircuitIDSubOption)), 64)
-		m.Remote = plain(string(info.Get(dhcpv4.AgentRemoteIDSubOption)), 64)
-	}
+	r.readRelay()
 	switch {
 	case isIPXE(o.Get(dhcpv4.OptionUserClassInformation)):
 		r.client = ipxe

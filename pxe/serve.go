@@ -2,10 +2,12 @@ package pxe
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,79 +17,251 @@ import (
 
 const (
 	workers = 64  // messages decided at once on one interface; most wait for disk or Booter
+	kept    = 16  // of them, for machines that somebody knows
 	backlog = 512 // messages waiting for a worker; clients repeat what is dropped
 )
+
+// segment is one interface and the networks that are served on it.
+type segment struct {
+	s        *Server
+	name     string
+	networks []*network
+	link     *link
+	limit    *limiter // of strangers
+
+	// Messages that wait. Those of machines that somebody knows overtake, so
+	// that they get their answers while made-up machines ask without end.
+	known, strangers chan packet
+}
+
+// newSegments sorts the networks of s by their interface.
+func newSegments(s *Server) []*segment {
+	var out []*segment
+	byName := make(map[string]*segment)
+	for _, n := range s.networks {
+		g := byName[n.Interface]
+		if g == nil {
+			g = &segment{s: s, name: n.Interface, limit: newLimiter(strangerRate, 1), known: make(chan packet, backlog), strangers: make(chan packet, backlog)}
+			byName[g.name] = g
+			out = append(out, g)
+		}
+		g.networks = append(g.networks, n)
+	}
+	return out
+}
+
+// addrs are our addresses on it.
+func (g *segment) addrs() []netip.Addr {
+	var out []netip.Addr
+	for _, n := range g.networks {
+		if !slices.Contains(out, n.id) {
+			out = append(out, n.id)
+		}
+	}
+	return out
+}
+
+// answers reports whether any machine is answered there.
+func (g *segment) answers() bool {
+	return slices.ContainsFunc(g.networks, func(n *network) bool { return n.Mode != Observe })
+}
+
+// local is the network of the wire itself, or nil.
+func (g *segment) local() *network {
+	for _, n := range g.networks {
+		if !n.relayed() {
+			return n
+		}
+	}
+	return nil
+}
 
 // packet is a datagram that waits for a worker.
 type packet struct {
 	data    []byte
+	src     netip.AddrPort
 	unicast bool
+	boot    bool // came to port 4011
 }
 
-// serveDHCP reads from l and lets a bounded number of workers decide.
-func (s *Server) serveDHCP(ctx context.Context, n *network, l *link) error {
-	queue := make(chan packet, backlog)
+// run reads from the link and lets a bounded number of workers decide.
+func (g *segment) run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for range workers {
+	for range kept {
 		wg.Go(func() {
-			for p := range queue {
-				s.handle(ctx, n, l, p)
+			for p := range g.known {
+				g.handle(ctx, p)
 			}
 		})
 	}
-	defer l.close() // after the workers, which send on it
+	for range workers - kept {
+		wg.Go(func() {
+			for {
+				p, ok := g.next()
+				if !ok {
+					return
+				}
+				g.handle(ctx, p)
+			}
+		})
+	}
+	defer g.link.close() // after the workers, which send on it
 	defer wg.Wait()
-	defer close(queue)
-	stop := context.AfterFunc(ctx, func() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer close(g.strangers)
+	defer close(g.known)
+	conns := g.link.conns()
+	errs := make(chan error, len(conns))
+	stop := context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			_ = c.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
 	defer stop()
+	for _, c := range conns {
+		go func() { errs <- g.read(ctx, c) }()
+	}
+	var err error
+	for range conns {
+		if e := <-errs; e != nil && err == nil {
+			err = e
+			for _, c := range conns { // the other one is to end too
+				_ = c.SetReadDeadline(time.Unix(1, 0))
+			}
+		}
+	}
+	return err
+}
+
+// next is the next message, of a known machine first; false once there is none
+// and will be none.
+func (g *segment) next() (packet, bool) {
+	select {
+	case p, ok := <-g.known:
+		if ok {
+			return p, true
+		}
+		p, ok = <-g.strangers
+		return p, ok
+	default:
+	}
+	select {
+	case p, ok := <-g.known:
+		if ok {
+			return p, true
+		}
+		p, ok = <-g.strangers
+		return p, ok
+	case p, ok := <-g.strangers:
+		return p, ok
+	}
+}
+
+// read queues what comes until ctx ends.
+func (g *segment) read(ctx context.Context, conn *ipv4.PacketConn) error {
 	buf := make([]byte, 4096)
 	for {
-		size, cm, _, err := l.conn.ReadFrom(buf)
+		size, cm, from, err := conn.ReadFrom(buf)
 		if err != nil {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded) {
 				return nil
 			}
-			return fmt.Errorf("DHCP on %s: %v", n.Interface, err)
+			return fmt.Errorf("DHCP on %s: %v", g.name, err)
 		}
-		p := packet{data: append([]byte(nil), buf[:size]...), unicast: toUs(cm, n.id)}
+		queue, reason := g.admit(buf[:size], time.Now())
+		if reason != "" {
+			g.drop(reason)
+			continue
+		}
+		p := packet{data: append([]byte(nil), buf[:size]...), src: addrPort(from), unicast: g.link.toUs(cm), boot: conn == g.link.boot}
 		select {
 		case queue <- p:
 		default:
-			s.log.Debug("boot: DHCP message dropped, too many wait", "interface", n.Interface)
+			g.drop("busy")
 		}
 	}
 }
 
-func toUs(cm *ipv4.ControlMessage, id netip.Addr) bool {
-	return cm != nil && cm.Dst.Equal(net.IP(id.AsSlice()))
+// admit looks at nothing but who seems to ask, before anything is decoded or
+// kept, and says in which queue the message waits or why it is dropped.
+func (g *segment) admit(data []byte, now time.Time) (chan packet, string) {
+	if len(data) < 240 {
+		return nil, "short"
+	}
+	mac := MAC(data[28:34])
+	for _, n := range g.networks {
+		if n.known[mac] || n.gives() && n.leases.familiar(mac) {
+			if !allow(g.s.limits.known, mac, now) {
+				return nil, "rate of its machine"
+			}
+			return g.known, ""
+		}
+	}
+	switch {
+	case !allow(g.s.limits.strangers, mac, now):
+		return nil, "rate of its machine"
+	case !allow(g.limit, 0, now):
+		return nil, "rate of the interface"
+	}
+	return g.strangers, ""
 }
+
+func (g *segment) drop(reason string) { g.s.recorder.stats.dropped.add(1, "dhcp", reason) }
 
 // handle decides on one datagram and sends the answer. The library can panic
 // on input nobody thought of; such a datagram is dropped, the server stays.
-func (s *Server) handle(ctx context.Context, n *network, l *link, p packet) {
+func (g *segment) handle(ctx context.Context, p packet) {
+	s := g.s
 	defer func() {
 		if v := recover(); v != nil {
-			s.log.Error("boot: DHCP message dropped after a panic", "interface", n.Interface, "panic", v, "stack", string(debug.Stack()))
+			g.drop("panic")
+			s.log.Error("boot: DHCP message dropped after a panic", "interface", g.name, "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
-	r, err := parseRequest(p.data)
+	a, e, err := g.decide(ctx, p, time.Now())
 	if err != nil {
-		s.log.Debug("boot: DHCP message dropped", "interface", n.Interface, "why", err)
+		var d dropped
+		if errors.As(err, &d) {
+			g.drop(d.reason)
+		}
+		s.log.Debug("boot: DHCP message dropped", "interface", g.name, "from", p.src, "why", err)
 		return
 	}
-	if isProbe(r.machine.MAC) {
-		return // a Smelt that looks for rivals, and no machine
-	}
-	if n.rivals != nil && r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != n.id {
-		n.rivals.named(r.server, time.Now())
-	}
-	r.unicast = p.unicast && !r.giaddr.IsValid() // a relay sends on by unicast what it heard by broadcast
-	a, e := s.respond(ctx, n, r, time.Now())
 	s.recorder.record(e)
 	if a == nil {
 		return
 	}
-	if err := l.send(a.msg.ToBytes(), a.to); err != nil {
-		s.log.Warn("boot: DHCP answer not sent", "interface", n.Interface, "mac", e.Machine.MAC, "to", a.to.addr, "err", err)
+	if err := g.link.send(a, p.boot); err != nil {
+		s.log.Warn("boot: DHCP answer not sent", "interface", g.name, "mac", e.Machine.MAC, "to", a.to.addr, "err", err)
 	}
+}
+
+// decide finds the answer to one datagram; an error says why there was nothing
+// to decide.
+func (g *segment) decide(ctx context.Context, p packet, now time.Time) (*answer, Event, error) {
+	r, err := parseRequest(p.data)
+	if err != nil {
+		return nil, Event{}, err
+	}
+	if isProbe(r.machine.MAC) {
+		return nil, Event{}, drop("probe", "a Smelt that looks for rivals, and no machine")
+	}
+	r.src, r.boot = p.src, p.boot
+	r.unicast = p.unicast && !r.giaddr.IsValid() // a relay sends on by unicast what it heard by broadcast
+	n, why := pick(g.networks, r)
+	if n == nil {
+		g.drop("relay")
+		r.machine.Relay = r.giaddr
+		return nil, Event{At: now, Machine: r.machine, Kind: r.asked(), Answer: "none", Why: why}, nil
+	}
+	if r.machine.Circuit != "" && !allow(g.s.limits.circuits, circuit{r.giaddr.As4(), r.machine.Circuit}, now) {
+		return nil, Event{}, drop("rate of its circuit", "too much from circuit %q of relay %s", r.machine.Circuit, r.giaddr)
+	}
+	if n.rivals != nil && r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != r.serverID(n) {
+		n.rivals.named(r.server, now)
+	}
+	a, e := g.s.respond(ctx, n, r, now)
+	if a != nil {
+		a.from = n.id
+	}
+	return a, e, nil
 }

@@ -43,6 +43,8 @@ type Config struct {
 // Server is the boot service of a site. It is a Task.
 type Server struct {
 	networks []*network
+	segments []*segment // the networks by their interface
+	limits   struct{ known, strangers, circuits *limiter }
 	files    *Files
 	booter   Booter
 	log      *slog.Logger
@@ -71,30 +73,21 @@ func New(c Config) (*Server, error) {
 		files: c.Files, booter: c.Booter, log: c.Log, path: c.Leases, http: c.HTTP,
 		recorder: newRecorder(c.Log, c.Observe), trail: newTrail(), slots: make(chan struct{}, asking), ready: make(chan struct{}),
 	}
-	for _, n := range c.Networks {
-		if n.Name == "" {
-			n.Name = n.Interface
-		}
-		if n.LeaseTime == 0 {
-			n.LeaseTime = defaultLease
-		}
-		if err := n.validate(); err != nil {
-			return nil, fmt.Errorf("network on %s: %v", n.Interface, err)
-		}
-		rules, err := newRules(n.Rules)
+	for _, c := range c.Networks {
+		n, err := newNetwork(c)
 		if err != nil {
-			return nil, fmt.Errorf("network on %s: %v", n.Interface, err)
+			return nil, fmt.Errorf("network on %s: %v", c.Interface, err)
 		}
 		for _, other := range s.networks {
-			switch {
-			case other.Interface == n.Interface:
-				return nil, fmt.Errorf("network on %s: the interface has two networks", n.Interface)
-			case other.Address.Overlaps(n.Address):
-				return nil, fmt.Errorf("network on %s: %s overlaps %s on %s", n.Interface, n.Address.Masked(), other.Address.Masked(), other.Interface)
+			if err := n.apart(other); err != nil {
+				return nil, fmt.Errorf("network on %s: %v", n.Interface, err)
 			}
 		}
-		s.networks = append(s.networks, &network{Network: n, id: n.Address.Addr(), rules: rules, leases: newLeases(n, nil)})
+		s.networks = append(s.networks, n)
 	}
+	s.segments = newSegments(s)
+	s.limits.known, s.limits.strangers = newLimiter(machineRate, limitCells), newLimiter(machineRate, limitCells)
+	s.limits.circuits = newLimiter(circuitRate, limitCells)
 	s.watchRivals(c.Rival)
 	return s, nil
 }
@@ -104,8 +97,8 @@ func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 func (s *Server) String() string {
 	var names []string
-	for _, n := range s.networks {
-		names = append(names, n.Interface)
+	for _, g := range s.segments {
+		names = append(names, g.name)
 	}
 	return "network boot on " + strings.Join(names, ", ")
 }
@@ -133,28 +126,39 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, n := range s.networks {
 		n.leases.journal = j
 		n.leases.load(records)
-		l, err := openLink(n.Interface, n.id)
-		if err != nil {
+	}
+	asked := make(map[netip.Addr]bool) // addresses that serve TFTP
+	for _, g := range s.segments {
+		if g.link, err = openLink(g.name, g.addrs(), g.answers()); err != nil {
 			return fail(err)
 		}
-		undo = append(undo, l.close)
-		t, err := openTFTP(s, n)
-		if err != nil {
-			return fail(err)
+		undo = append(undo, g.link.close)
+		tasks = append(tasks, g.run)
+		for _, n := range g.networks {
+			if asked[n.id] || n.Mode == Observe {
+				continue
+			}
+			asked[n.id] = true
+			t, err := openTFTP(s, n)
+			if err != nil {
+				return fail(err)
+			}
+			undo = append(undo, func() { t.conn.Close() })
+			tasks = append(tasks, t.run)
 		}
-		undo = append(undo, func() { t.conn.Close() })
-		p, err := openProber(n.Interface)
-		if err != nil {
-			return fail(err)
+		n := g.local()
+		if n != nil && n.gives() {
+			if n.prober, err = openProber(g.name); err != nil {
+				return fail(err)
+			}
+			undo = append(undo, func() { n.prober.file.Close() })
+			tasks = append(tasks, n.prober.run)
 		}
-		undo = append(undo, func() { p.file.Close() })
-		n.prober = p
-		tasks = append(tasks, func(ctx context.Context) error { return s.serveDHCP(ctx, n, l) }, t.run, p.run)
-		if n.RouterAdvertisement {
-			a, err := openAdvertiser(n.Interface)
+		if n != nil && n.RouterAdvertisement {
+			a, err := openAdvertiser(g.name)
 			if err != nil {
 				// It only makes iPXE faster: a site without IPv6 still boots.
-				s.log.Warn("boot: router solicitations are not answered, iPXE starts slower", "interface", n.Interface, "err", err)
+				s.log.Warn("boot: router solicitations are not answered, iPXE starts slower", "interface", g.name, "err", err)
 				continue
 			}
 			undo = append(undo, func() { a.conn.Close() })
@@ -214,36 +218,44 @@ func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot,
 	}
 }
 
-// ours reports whether a is an address of a network we serve.
-func (s *Server) ours(a netip.Addr) bool {
+// networkOf is the network that a machine with the address a is on, or nil.
+func (s *Server) networkOf(a netip.Addr) *network {
 	for _, n := range s.networks {
-		if n.leases.subnet.Contains(a) {
-			return true
+		if n.machines().Contains(a) {
+			return n
 		}
 	}
-	return false
+	return nil
+}
+
+// ours reports whether a is an address of a network whose machines are answered.
+func (s *Server) ours(a netip.Addr) bool {
+	n := s.networkOf(a)
+	return n != nil && n.Mode != Observe
 }
 
 // holder finds the machine that has the address a.
 func (s *Server) holder(a netip.Addr, now time.Time) (MAC, bool) {
-	for _, n := range s.networks {
-		if n.leases.subnet.Contains(a) {
-			return n.leases.holder(a, now)
-		}
+	n := s.networkOf(a)
+	switch {
+	case n == nil:
+		return MAC{}, false
+	case n.gives():
+		return n.leases.holder(a, now)
 	}
-	return MAC{}, false
+	return n.neighbours.holder(a)
 }
 
 // networkFor is the network a client reaches us by: its own, else the one of
 // the address it called, else the first.
 func (s *Server) networkFor(r *http.Request, client netip.Addr) *network {
-	var local netip.Addr
-	if a, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); ok {
-		local = a.AddrPort().Addr().Unmap()
+	if n := s.networkOf(client); n != nil {
+		return n
 	}
-	for _, a := range []netip.Addr{client, local} {
+	if a, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); ok {
+		local := a.AddrPort().Addr().Unmap()
 		for _, n := range s.networks {
-			if n.leases.subnet.Contains(a) {
+			if n.id == local || n.machines().Contains(local) {
 				return n
 			}
 		}

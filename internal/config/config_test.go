@@ -75,6 +75,7 @@ func TestModes(t *testing.T) {
     dhcpServers: [10.30.0.1]
     allow: {macs: ["52:54:00:00:00:01"], ouis: ["B4-2E-99"], vendorClasses: ["PXEClient*"], classes: [rig-6x3080]}
     deny: {vendorClasses: ["anthillOS"]}
+  - {name: store, mode: proxy, interface: eno3, address: 10.30.0.5/16, subnet: 10.31.0.0/16, relays: [10.31.0.1]}
   - {name: uplink, mode: observe, interface: eno4, address: 10.40.0.5/16}
 `+secondNet)), Known{})
 	if err != nil {
@@ -90,7 +91,10 @@ func TestModes(t *testing.T) {
 	if got := fmt.Sprint(n.Servers, n.Allow, n.Deny); got != "[10.30.0.1] {[52:54:00:00:00:01] [[180 46 153]] [PXEClient*] [rig-6x3080]} {[] [] [anthillOS] []}" {
 		t.Errorf("read %s", got)
 	}
-	if n := s.Networks[4]; n.Mode != "observe" || n.GivesAddresses() {
+	if n := s.Networks[4]; n.Machines().String() != "10.31.0.0/16" || n.GivesAddresses() {
+		t.Errorf("read %+v", n)
+	}
+	if n := s.Networks[5]; n.Mode != "observe" || n.GivesAddresses() {
 		t.Errorf("read %+v", n)
 	}
 }
@@ -156,6 +160,7 @@ func TestMistakes(t *testing.T) {
 		{"observe with a pool", modeKey, "    mode: observe #", "10.20.200.1", `mode observe, where nobody is answered, takes no "pool"`},
 		{"observe with rules", modeKey, "    deny: {ouis: [\"b4:2e:99\"]}\n    mode: observe #", "{ouis", `takes no "deny"`},
 		{"relay without relays", modeKey, "    subnet: 10.21.0.0/16\n    mode: relay #", "", `mode relay needs "relays"; add relays`},
+		{"proxy with half a relay", modeKey, "    relays: [10.20.0.9]\n    mode: proxy #", "", `a network behind relays needs "subnet"; add subnet`},
 		{"relay on the wire", modeKey, "    relays: [10.20.0.9]\n    subnet: 10.20.8.0/24\n    mode: relay #", "10.20.8.0/24", "overlaps 10.20.0.0/16, which is on the wire"},
 		{"subnet with host bits", modeKey, "    relays: [10.21.0.1]\n    subnet: 10.21.0.1/16\n    mode: relay #", "10.21.0.1/16", "is an address, not a network; write 10.21.0.0/16"},
 		{"relay elsewhere", netKey, "    relays: [10.21.0.1]\n" + netKey, "10.21.0.1]", "relay 10.21.0.1 is outside 10.20.0.0/16"},

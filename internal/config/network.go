@@ -73,7 +73,9 @@ func (p *parser) networkKeys(r rawNetwork, mode string) {
 		p.needs(r.at, "mode relay", relayed)
 		p.refuses("mode relay", map[string]at{"routerAdvertisement": r.RA.at})
 	case "proxy":
-		p.refuses("mode proxy", relayed)
+		if r.Subnet.set() || len(r.Relays) > 0 {
+			p.needs(r.at, "a network behind relays", relayed)
+		}
 		p.refuses("mode proxy, where the hall's DHCP server gives the addresses,", gives)
 	case "observe":
 		p.refuses("mode observe", relayed)
@@ -86,7 +88,7 @@ func (p *parser) networkKeys(r rawNetwork, mode string) {
 // wire, beside those that come to it through relays.
 func (p *parser) apart(r rawNetwork, n Network) {
 	where := r.Address.at
-	if n.Mode == "relay" {
+	if n.Relayed() && r.Subnet.set() {
 		where = r.Subnet.at
 	}
 	if n.Subnet.Overlaps(n.Address) {
@@ -96,7 +98,7 @@ func (p *parser) apart(r rawNetwork, n Network) {
 	for _, o := range p.site.Networks {
 		same, wires := o.Interface == n.Interface, o.Address.Overlaps(n.Address)
 		switch {
-		case same && o.Mode != "relay" && n.Mode != "relay":
+		case same && !o.Relayed() && !n.Relayed():
 			p.fail(r.Interface.at, "a second subnet there has mode: relay", "interface %q has network %s already", n.Interface, o.Name)
 		case n.Machines().Overlaps(o.Machines()):
 			p.fail(where, "", "network %s overlaps %s (%s)", n.Machines(), o.Name, o.Machines())

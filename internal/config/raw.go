@@ -48,7 +48,7 @@ type rawNetwork struct {
 	Mode      text    `yaml:"mode" enum:"authoritative proxy relay observe" doc:"authoritative (default): we give the addresses; proxy: the hall's DHCP server does, we add what to boot; relay: a subnet behind relay agents; observe: nobody is answered, who asks is listed"`
 	Interface text    `yaml:"interface" need:"yes" doc:"network interface of this server; relay: where its relay agents reach us, may be shared"`
 	Address   text    `yaml:"address" need:"yes" format:"prefix" doc:"our address on it with prefix length, for example 10.20.0.1/16"`
-	Subnet    text    `yaml:"subnet" format:"prefix" doc:"relay: addresses of the machines, for example 10.21.0.0/16"`
+	Subnet    text    `yaml:"subnet" format:"prefix" doc:"relay, and proxy behind relays: addresses of the machines, for example 10.21.0.0/16"`
 	Relays    []text  `yaml:"relays" format:"address" doc:"relay agents (giaddr) that are answered"`
 	Servers   []text  `yaml:"dhcpServers" format:"address" doc:"the hall's own DHCP servers: no rivals"`
 	Pool      text    `yaml:"pool" format:"range" doc:"FIRST-LAST address for machines without a fixed one"`

@@ -47,7 +47,7 @@ type Network struct {
 	Mode                string // authoritative proxy relay observe
 	Interface           string
 	Address             netip.Prefix // ours, with host bits
-	Subnet              netip.Prefix // of the machines, behind relays; else invalid
+	Subnet              netip.Prefix // of the machines, when they come through relays; else invalid
 	Relays              []netip.Addr // relay agents that are answered
 	Servers             []netip.Addr // DHCP servers of the hall
 	Pool                Range        // zero: only machines with a fixed address get one
@@ -59,11 +59,14 @@ type Network struct {
 
 // Machines are the addresses that machines of the network have.
 func (n Network) Machines() netip.Prefix {
-	if n.Mode == "relay" {
+	if n.Relayed() {
 		return n.Subnet
 	}
 	return n.Address.Masked()
 }
+
+// Relayed tells whether its machines come through relays.
+func (n Network) Relayed() bool { return n.Mode == "relay" || n.Subnet.IsValid() }
 
 // GivesAddresses tells whether machines get their addresses from us.
 func (n Network) GivesAddresses() bool { return n.Mode == "authoritative" || n.Mode == "relay" }
