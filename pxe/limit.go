@@ -25,18 +25,18 @@ const limitCells = 1 << 16
 // rate is so many messages a second, after a burst.
 type rate struct{ second, burst int64 }
 
-// limiter holds each source to a rate. It is a table of fixed size: sources
+// throttle holds each source to a rate. It is a table of fixed size: sources
 // that share a cell by chance share its rate, so that made-up sources cost no
 // memory. A cell is the time at which it would be empty again (GCRA).
-type limiter struct {
+type throttle struct {
 	rate  rate
 	seed  maphash.Seed
 	start time.Time
 	cells []atomic.Int64
 }
 
-func newLimiter(r rate, cells int) *limiter {
-	return &limiter{rate: r, seed: maphash.MakeSeed(), start: time.Now(), cells: make([]atomic.Int64, cells)}
+func newThrottle(r rate, cells int) *throttle {
+	return &throttle{rate: r, seed: maphash.MakeSeed(), start: time.Now(), cells: make([]atomic.Int64, cells)}
 }
 
 // circuit is a source of messages behind a relay.
@@ -45,7 +45,7 @@ type circuit struct {
 	name  string
 }
 
-func allow[S comparable](l *limiter, source S, now time.Time) bool {
+func allow[S comparable](l *throttle, source S, now time.Time) bool {
 	cell := &l.cells[maphash.Comparable(l.seed, source)%uint64(len(l.cells))]
 	each := int64(time.Second) / l.rate.second
 	at, most := int64(now.Sub(l.start)), each*l.rate.burst

@@ -56,7 +56,7 @@ func (s *Server) respondBoot(ctx context.Context, n *network, r *request, e Even
 		}
 	}
 	fit(m, r.max)
-	e.Answer, e.Why = kindName(kind) + " (boot only)", what+boot
+	e.Answer, e.Why = kindName(kind)+" (boot only)", what+boot
 	return &answer{msg: m, to: to}, e
 }
 

@@ -27,7 +27,7 @@ type segment struct {
 	name     string
 	networks []*network
 	link     *link
-	limit    *limiter // of strangers
+	limit    *throttle // of strangers
 
 	// Messages that wait. Those of machines that somebody knows overtake, so
 	// that they get their answers while made-up machines ask without end.
@@ -41,7 +41,7 @@ func newSegments(s *Server) []*segment {
 	for _, n := range s.networks {
 		g := byName[n.Interface]
 		if g == nil {
-			g = &segment{s: s, name: n.Interface, limit: newLimiter(strangerRate, 1), known: make(chan packet, backlog), strangers: make(chan packet, backlog)}
+			g = &segment{s: s, name: n.Interface, limit: newThrottle(strangerRate, 1), known: make(chan packet, backlog), strangers: make(chan packet, backlog)}
 			byName[g.name] = g
 			out = append(out, g)
 		}

@@ -44,7 +44,7 @@ type Config struct {
 type Server struct {
 	networks []*network
 	segments []*segment // the networks by their interface
-	limits   struct{ known, strangers, circuits *limiter }
+	limits   struct{ known, strangers, circuits *throttle }
 	files    *Files
 	booter   Booter
 	log      *slog.Logger
@@ -86,8 +86,8 @@ func New(c Config) (*Server, error) {
 		s.networks = append(s.networks, n)
 	}
 	s.segments = newSegments(s)
-	s.limits.known, s.limits.strangers = newLimiter(machineRate, limitCells), newLimiter(machineRate, limitCells)
-	s.limits.circuits = newLimiter(circuitRate, limitCells)
+	s.limits.known, s.limits.strangers = newThrottle(machineRate, limitCells), newThrottle(machineRate, limitCells)
+	s.limits.circuits = newThrottle(circuitRate, limitCells)
 	s.watchRivals(c.Rival)
 	return s, nil
 }
