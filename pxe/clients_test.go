@@ -82,7 +82,7 @@ func TestForeignTFTPClients(t *testing.T) {
 		{"tftp-hpa odd name", "loader.bin", `tftp -m binary 10.77.0.1 -c get \\LOADER.BIN OUT`},
 		{"tftp-hpa even", "even.bin", "tftp -m binary 10.77.0.1 -c get even.bin OUT"},
 		{"atftp", "loader.bin", "atftp --option 'blksize 1468' --option 'tsize 0' -g -r loader.bin -l OUT 10.77.0.1"},
-		{"atftp windowsize is not granted", "loader.bin", "atftp --option 'blksize 1428' --option 'windowsize 16' -g -r loader.bin -l OUT 10.77.0.1"},
+		{"atftp windowsize", "loader.bin", "atftp --option 'blksize 1428' --option 'windowsize 16' -g -r loader.bin -l OUT 10.77.0.1"},
 		{"curl", "loader.bin", "curl -s --tftp-blksize 1468 -o OUT tftp://10.77.0.1/loader.bin"},
 		{"curl no options", "loader.bin", "curl -s --tftp-no-options -o OUT tftp://10.77.0.1/loader.bin"},
 		{"curl double slash", "even.bin", "curl -s -o OUT tftp://10.77.0.1//even.bin"},
