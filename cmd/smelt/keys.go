@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -19,6 +20,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"smelt/internal/secureboot"
 )
 
 // siteKey is the key that signs permits and, unless the site signs offline,
@@ -70,6 +73,35 @@ func agentCertificate(state string) (cert tls.Certificate, pin string, err error
 		return cert, "", err
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, hex.EncodeToString(sum[:]), nil
+}
+
+// secureBootKey signs what firmware starts. Its certificate, made on first use
+// too, is what the machines of the site are enrolled with: smelt secureboot
+// export. It is kept because machines know these very bytes.
+func secureBootKey(state, site string) (key secureboot.Key, err error) {
+	path := filepath.Join(state, "secureboot.key")
+	k, err := keyFile(path, func() (crypto.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, secureboot.Bits) })
+	if err != nil {
+		return key, err
+	}
+	private, ok := k.(*rsa.PrivateKey)
+	if !ok {
+		return key, fmt.Errorf("%s: want an RSA key, found %T", path, k)
+	}
+	path = filepath.Join(state, "secureboot.cer")
+	cert, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if cert, err = secureboot.NewCertificate(private, site); err == nil {
+			err = writeNew(path, cert)
+		}
+	}
+	if err != nil {
+		return key, fmt.Errorf("secure boot certificate: %w", err)
+	}
+	if key, err = secureboot.NewKey(private, cert); err != nil {
+		return key, fmt.Errorf("%s: %w; restore both files from a backup, or move both away to make new ones (machines that know the old certificate start nothing of ours then)", path, err)
+	}
+	return key, nil
 }
 
 // keyFile reads a PKCS #8 key, or makes it when there is none. A file that is

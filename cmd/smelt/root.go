@@ -41,7 +41,7 @@ func newRoot() *cobra.Command {
 	o := &options{}
 	root := group("smelt", "Turn mining rigs and bare servers into validated nodes of an AI cluster",
 		newSite(o), newNode(o), newNetwork(o), newTask(o), newTriage(o), newBurnin(o), newPower(o), newJoin(o),
-		newSecret(o), newToken(o), newStore(o), newVersion(o),
+		newSecret(o), newSecureBoot(o), newToken(o), newStore(o), newVersion(o),
 		newServe(o), newImage(), newLab(),
 	)
 	root.SilenceErrors, root.SilenceUsage = true, true

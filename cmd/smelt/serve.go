@@ -76,6 +76,10 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	bootKey, err := secureBootKey(site.State, site.Name)
+	if err != nil {
+		return err
+	}
 	db, err := openStore(ctx, site)
 	if err != nil {
 		return err
@@ -90,7 +94,8 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	}
 	ram, err := makeRAMSystem(ctx, ramConfig{
 		Dir: filepath.Join(site.State, "boot"), Cache: cache, Agent: agent,
-		SiteKey: key.Public().(ed25519.PublicKey), Pin: pin, Lab: site.Lab,
+		SiteKey: key.Public().(ed25519.PublicKey), Pin: pin, SecureBoot: bootKey,
+		Server: "https://" + site.Listen.Agent, Boot: "http://" + site.Listen.Boot,
 	})
 	if err != nil {
 		return fmt.Errorf("make the RAM system: %w", err)

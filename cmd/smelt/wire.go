@@ -2,22 +2,13 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 
 	"smelt/burnin"
-	"smelt/images/build"
 	"smelt/internal/config"
 	"smelt/internal/convert"
-	"smelt/internal/initramfs"
 	"smelt/internal/join"
 	"smelt/internal/join/slurm"
 	"smelt/inventory"
@@ -189,115 +180,4 @@ func clusterDriver(site *config.Site, secrets *config.Secrets) (join.Driver, err
 		return nil, err
 	}
 	return slurm.New(slurm.Config{Conf: c.Conf, Server: c.Server, MungeKey: key.Reveal()})
-}
-
-// ramConfig says what the RAM system is made of.
-type ramConfig struct {
-	Dir     string // STATE/boot
-	Cache   string
-	Agent   string
-	SiteKey ed25519.PublicKey
-	Pin     string
-	Lab     bool
-}
-
-// ramSystem is what machines load from the network.
-type ramSystem struct {
-	Files *pxe.Files
-	Boot  convert.BootFiles
-}
-
-// loaders are the first programs that firmware loads, from Debian's package ipxe.
-var loaders = map[string]string{
-	pxe.LoaderBIOS: "/usr/lib/ipxe/undionly.kpxe",
-	pxe.LoaderUEFI: "/usr/lib/ipxe/snponly.efi",
-}
-
-// localLoader starts a UEFI machine's own disk: OVMF that is only told to go on
-// tries IPv6 and HTTP for minutes before it comes to the disk.
-const localLoader = `search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI
-chainloader /EFI/BOOT/BOOTX64.EFI
-boot
-`
-
-func makeLocalLoader(ctx context.Context, dir string) (string, error) {
-	conf, out := filepath.Join(dir, "local.cfg"), filepath.Join(dir, pxe.LoaderLocal)
-	if err := os.WriteFile(conf, []byte(localLoader), 0o644); err != nil {
-		return "", err
-	}
-	said, err := exec.CommandContext(ctx, "grub-mkimage", "-O", "x86_64-efi", "-p", "/", "-c", conf, "-o", out,
-		"search", "search_fs_file", "chain", "boot", "part_gpt", "part_msdos", "fat").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("make %s with grub-mkimage (Debian's packages grub-common and grub-efi-amd64-bin): %w: %s", pxe.LoaderLocal, err, said)
-	}
-	return out, nil
-}
-
-// makeRAMSystem packs Debian's kernel, its modules, and the agent with what it
-// trusts. The modules are packed once for each kernel, the agent at each start.
-func makeRAMSystem(ctx context.Context, c ramConfig) (ramSystem, error) {
-	if c.Agent == "" {
-		exe, err := os.Executable()
-		if err != nil {
-			return ramSystem{}, err
-		}
-		c.Agent = filepath.Join(filepath.Dir(exe), "smelt-agent")
-	}
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-		return ramSystem{}, err
-	}
-	kernel, err := build.Kernel(ctx, c.Cache)
-	if err != nil {
-		return ramSystem{}, err
-	}
-	base := filepath.Join(c.Cache, initramfs.BaseName(kernel.Release))
-	if _, err := os.Stat(base); errors.Is(err, fs.ErrNotExist) {
-		if err := writeWhole(base, func(w io.Writer) error { return initramfs.Base(w, kernel.Modules, kernel.Release) }); err != nil {
-			return ramSystem{}, err
-		}
-	} else if err != nil {
-		return ramSystem{}, err
-	}
-	overlay := filepath.Join(c.Dir, "agent.cpio.zst")
-	trust := initramfs.Trust{SiteKey: c.SiteKey, Pin: c.Pin}
-	if err := writeWhole(overlay, func(w io.Writer) error { return initramfs.Overlay(w, c.Agent, trust) }); err != nil {
-		return ramSystem{}, err
-	}
-	files := new(pxe.Files)
-	for name, path := range map[string]string{"vmlinuz": kernel.Vmlinuz, "modules.cpio.zst": base, "agent.cpio.zst": overlay} {
-		if err := files.AddFile(name, path); err != nil {
-			return ramSystem{}, err
-		}
-	}
-	local, err := makeLocalLoader(ctx, c.Dir)
-	if err != nil {
-		return ramSystem{}, err
-	}
-	if err := files.AddFile(pxe.LoaderLocal, local); err != nil {
-		return ramSystem{}, err
-	}
-	for name, path := range loaders {
-		if err := files.AddFile(name, path); err != nil {
-			return ramSystem{}, fmt.Errorf("%w (Debian's package ipxe has it)", err)
-		}
-	}
-	args := []string{"console=tty0", "console=ttyS0,115200", "panic=30", "quiet"}
-	return ramSystem{files, convert.BootFiles{Kernel: "vmlinuz", Initrd: []string{"modules.cpio.zst", "agent.cpio.zst"}, Args: args}}, nil
-}
-
-// writeWhole writes a file that is whole or not there.
-func writeWhole(path string, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if err := write(f); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
