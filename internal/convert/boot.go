@@ -79,6 +79,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 		return pxe.Boot{Action: pxe.Local, Why: why}, nil
 	}
 	b := pxe.Boot{Action: pxe.Kernel, Kernel: c.Config.Boot.Kernel, Initrd: c.Config.Boot.Initrd, Why: why}
+	b.Args = append(append(b.Args, c.Config.Boot.Args...), "smelt.server="+c.Site.Server)
 	if m.Stage != pxe.AskScript {
 		return b, nil
 	}
@@ -92,8 +93,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 		return pxe.Boot{}, err
 	}
 	c.boundary(n.ID, "nonce made: "+mode)
-	b.Args = append(append([]string(nil), c.Config.Boot.Args...),
-		"smelt.server="+c.Site.Server, "smelt.nonce="+secret, "smelt.mode="+mode,
+	b.Args = append(b.Args, "smelt.nonce="+secret, "smelt.mode="+mode,
 		// The form of pxelinux: hardware type 1, then the address.
 		"BOOTIF=01-"+strings.ReplaceAll(mac.String(), ":", "-"))
 	return b, nil
