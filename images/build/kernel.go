@@ -22,38 +22,11 @@ const kernelPackage = "linux-image-amd64"
 // Kernel returns Debian's current server kernel out of cache, fetching it the
 // first time. Remove cache/kernel to get a newer one.
 func Kernel(ctx context.Context, cache string) (KernelFiles, error) {
-	cache, err := filepath.Abs(cache)
+	k, err := cached(ctx, cache, "kernel", openKernel, fetchKernel)
 	if err != nil {
-		return KernelFiles{}, err
-	}
-	dir := filepath.Join(cache, "kernel")
-	if k, err := openKernel(dir); err == nil {
-		return k, nil
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return KernelFiles{}, err
-	}
-	unlock, err := lock(ctx, filepath.Join(cache, "kernel.lock"))
-	if err != nil {
-		return KernelFiles{}, err
-	}
-	defer unlock()
-	if k, err := openKernel(dir); err == nil {
-		return k, nil // another process was first
-	}
-	tmp, err := os.MkdirTemp(cache, "kernel-*")
-	if err != nil {
-		return KernelFiles{}, err
-	}
-	defer os.RemoveAll(tmp)
-	if err := fetchKernel(ctx, cache, tmp); err != nil {
 		return KernelFiles{}, fmt.Errorf("kernel of the RAM system: %w", err)
 	}
-	os.RemoveAll(dir) // openKernel refused it
-	if err := os.Rename(filepath.Join(tmp, "root"), dir); err != nil {
-		return KernelFiles{}, err
-	}
-	return openKernel(dir)
+	return k, nil
 }
 
 // openKernel reads the folder that fetchKernel leaves.
