@@ -60,11 +60,16 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveNext(w, r)
 		return
 	}
-	if name, ok := strings.CutPrefix(p, filePath); ok {
-		s.serveFile(w, r, name)
+	if name, ok := strings.CutPrefix(p, grubPath); ok {
+		s.serveGRUB(w, r, name)
 		return
 	}
-	http.Error(w, "no such boot file", http.StatusNotFound)
+	// A loader may ask from the root for what belongs to it: GRUB does.
+	name, ok := strings.CutPrefix(p, filePath)
+	if !ok {
+		name = p[1:]
+	}
+	s.serveFile(w, r, name)
 }
 
 func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) {
@@ -72,9 +77,9 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 	e := Event{At: time.Now(), Machine: Machine{Addr: client, Stage: AskScript}, Kind: "file " + plain(name, 64)}
 	mac, known := s.holder(client, e.At)
 	e.Machine.MAC = mac
-	f, ok := s.files.lookup(name)
+	f, ok := s.lookup(s.networkFor(r, client), name)
 	if !ok {
-		if known {
+		if known && !optional(name) {
 			e.Answer, e.Why = "not found", "no such boot file"
 			s.recorder.record(e)
 		}
@@ -85,6 +90,9 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 	defer content.Close()
 	w.Header().Set("Content-Type", "application/octet-stream") // nothing here is for a browser to guess at
 	http.ServeContent(w, r, "", f.when, content)
+	if known && f.name == LoaderLocal {
+		s.trail.beyond(mac) // nothing more is heard of it
+	}
 	if known {
 		e.Answer, e.Why = "sent", fmt.Sprintf("%s of %d bytes in %s", r.Method, f.size, time.Since(e.At).Round(time.Millisecond))
 		s.recorder.record(e)

@@ -134,23 +134,27 @@ func bios(l *lab) []string {
 	return []string{"-device", "virtio-net-pci,netdev=n0,bootindex=1,mac=" + guestMAC}
 }
 
-// uefi are the flags of a machine with OVMF that boots by its own PXE: the
-// empty romfile keeps iPXE's ROM from taking over the card.
+// uefi are the flags of a machine with OVMF that boots by its own PXE.
 func uefi(l *lab) []string {
-	vars := filepath.Join(l.dir, "vars.fd")
-	data, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	return ovmf(l, "/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd", "-machine", "q35")
+}
+
+// ovmf are the flags of a machine with some build of OVMF and a copy of its
+// variables. The empty romfile keeps iPXE's ROM from taking over the card.
+func ovmf(l *lab, code, vars string, machine ...string) []string {
+	file := filepath.Join(l.dir, "vars.fd")
+	data, err := os.ReadFile(vars)
 	if err == nil {
-		err = os.WriteFile(vars, data, 0o600)
+		err = os.WriteFile(file, data, 0o600)
 	}
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	return []string{
-		"-machine", "q35",
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-		"-drive", "if=pflash,format=raw,unit=1,file=" + vars,
-		"-device", "virtio-net-pci,netdev=n0,bootindex=1,romfile=,mac=" + guestMAC,
-	}
+	return append(machine,
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+code,
+		"-drive", "if=pflash,format=raw,unit=1,file="+file,
+		"-device", "virtio-net-pci,netdev=n0,bootindex=1,romfile=,mac="+guestMAC,
+	)
 }
 
 // boot runs a machine until mark stands on its serial line, and returns the

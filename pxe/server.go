@@ -52,6 +52,7 @@ type Server struct {
 	http     netip.AddrPort
 	recorder *recorder
 	trail    *trail
+	since    time.Time     // what we make ourselves is as old as that
 	slots    chan struct{} // questions to the Booter under way
 	ready    chan struct{}
 }
@@ -71,7 +72,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		files: c.Files, booter: c.Booter, log: c.Log, path: c.Leases, http: c.HTTP,
-		recorder: newRecorder(c.Log, c.Observe), trail: newTrail(), slots: make(chan struct{}, asking), ready: make(chan struct{}),
+		recorder: newRecorder(c.Log, c.Observe), trail: newTrail(), since: time.Now(), slots: make(chan struct{}, asking), ready: make(chan struct{}),
 	}
 	for _, c := range c.Networks {
 		n, err := newNetwork(c)

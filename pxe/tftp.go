@@ -41,7 +41,7 @@ func (t *tftpServer) run(ctx context.Context) error {
 }
 
 func (t *tftpServer) open(_ context.Context, name string, _ netip.AddrPort) (tftp.Content, error) {
-	e, ok := t.s.files.lookup(name)
+	e, ok := t.s.lookup(t.n, name)
 	if !ok {
 		return nil, tftp.ErrNotFound
 	}
@@ -82,7 +82,7 @@ func (t *tftpServer) done(f tftp.Transfer) {
 	stats.tftp.add(1, e.Answer)
 	stats.tftpBytes.Add(uint64(f.Acked))
 	stats.tftpAgain.Add(uint64(f.Resent))
-	if known {
+	if known && !(errors.Is(f.Err, tftp.ErrNotFound) && optional(f.Name)) {
 		t.s.recorder.record(e)
 		return
 	}
