@@ -94,7 +94,7 @@ func nextFor(b Boot) (next, error) {
 	case Local:
 		n.Action = "local"
 	case Hold:
-		n.Action, n.Retry = "hold", retryAfter
+		n.Action, n.Retry = "hold", b.wait()
 	default:
 		return next{}, fmt.Errorf("no orders for action %v", b.Action)
 	}

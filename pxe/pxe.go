@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 )
 
 // MAC is the hardware address a machine asked with.
@@ -148,14 +149,15 @@ func (a Action) String() string {
 // Boot is the answer for one machine.
 type Boot struct {
 	Action Action
-	Kernel string   // name in Server.Files
-	Initrd []string // names in Server.Files, concatenated in order
-	Args   []string // kernel arguments: one value is one token, whatever it holds
-	Why    string   // one line for logs, for the machine's screen, for the technician
-	Screen []string // more lines for the screen
-	Code   string   // short name of the machine, for its screen and for people; may be empty
-	Page   string   // URL that its screen shows as a QR code; may be empty
-	Path   Path     // how its firmware is to come to the RAM system; the zero Path tries what fits
+	Kernel string        // name in Server.Files
+	Initrd []string      // names in Server.Files, concatenated in order
+	Args   []string      // kernel arguments: one value is one token, whatever it holds
+	Why    string        // one line for logs, for the machine's screen, for the technician
+	Screen []string      // more lines for the screen
+	Wait   time.Duration // until a machine on Hold asks again; 0: ten seconds
+	Code   string        // short name of the machine, for its screen and for people; may be empty
+	Page   string        // URL that its screen shows as a QR code; may be empty
+	Path   Path          // how its firmware is to come to the RAM system; the zero Path tries what fits
 }
 
 // Path is a way from firmware to the RAM system.

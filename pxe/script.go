@@ -3,6 +3,7 @@ package pxe
 import (
 	"fmt"
 	"strings"
+	"time"
 )
 
 // script builds an iPXE script. iPXE has no quoting: it expands ${settings} in
@@ -165,7 +166,7 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 			s.line(fmt.Sprintf("initrd --name initrd%d", i), value(file(name)), "|| goto retry")
 		}
 		s.line("boot || goto retry")
-		s.retry(again, "loading failed; asking again in 10 seconds", 10)
+		s.retry(again, "loading failed; asking", retryAfter)
 	case Local:
 		// BIOS: the first disk, through its boot sector; what a PXE ROM does
 		// after exit differs from board to board.
@@ -181,17 +182,25 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 		}
 		s.line("exit 1")
 	case Hold:
-		s.retry(again, "asking again in 10 seconds", 10)
+		s.retry(again, "asking", b.wait())
 	default:
 		return "", fmt.Errorf("no script for action %v", b.Action)
 	}
 	return s.String(), nil
 }
 
+// wait is how many seconds a machine on hold waits.
+func (b Boot) wait() int {
+	if b.Wait <= 0 {
+		return retryAfter
+	}
+	return int(min(b.Wait, time.Hour).Seconds())
+}
+
 // retry ends a script: wait, forget what was loaded, ask the server anew.
 func (s *script) retry(again, text string, seconds int) {
 	s.line(":retry")
-	s.echo(text)
+	s.echo(fmt.Sprintf("%s again in %d seconds, or at once on Ctrl-C", text, seconds))
 	s.line(fmt.Sprintf("sleep %d ||", seconds)) // sleep fails on Ctrl-C: ask at once
 	s.line("imgfree ||")
 	s.line("chain --replace --autofree", again, "|| goto retry")

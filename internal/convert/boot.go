@@ -20,6 +20,7 @@ const (
 	modeInspect   = "inspect"
 	modeConvert   = "convert"
 	modeInstalled = "installed"
+	modeHold      = "hold" // nothing: it waits
 )
 
 const (
@@ -75,8 +76,29 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if err != nil {
 		return pxe.Boot{}, err
 	}
-	if mode == "" {
+	if m.Stage == pxe.AskAddress {
+		if err := c.guardStarts(ctx, n, m); err != nil {
+			return pxe.Boot{}, err
+		}
+	}
+	if m.Stage == pxe.AskScript && mode != modeHold {
+		served := "its own disk"
+		if mode != "" {
+			served = "the RAM system to " + mode
+		}
+		quarantined, err := c.guardScript(ctx, n, m, served)
+		if err != nil {
+			return pxe.Boot{}, err
+		}
+		if quarantined {
+			mode, why = modeHold, quarantineWhy(n.ID)
+		}
+	}
+	switch mode {
+	case "":
 		return pxe.Boot{Action: pxe.Local, Why: why}, nil
+	case modeHold:
+		return pxe.Boot{Action: pxe.Hold, Why: why, Wait: loopWait}, nil
 	}
 	b := pxe.Boot{Action: pxe.Kernel, Kernel: c.Config.Boot.Kernel, Initrd: c.Config.Boot.Initrd, Why: why}
 	b.Args = append(append(b.Args, c.Config.Boot.Args...), "smelt.server="+c.Site.Server)
@@ -99,14 +121,17 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	return b, nil
 }
 
-// bootMode says what a machine may boot now: inspect, convert, or "" for its
-// own disk, and why.
+// bootMode says what a machine may boot now: inspect, convert, "" for its own
+// disk, or hold for nothing, and why.
 func (c *Conductor) bootMode(ctx context.Context, n inventory.Node) (mode, why string, err error) {
 	name := "node " + string(n.ID)
 	switch n.State {
 	case inventory.Expected, inventory.Discovered, inventory.Inspected:
 		return modeInspect, name + " is " + n.State.String() + ": inspection", nil
 	case inventory.NeedsWork:
+		if f := n.Failure; f != nil && f.Cause == bootLoop {
+			return modeHold, quarantineWhy(n.ID), nil
+		}
 		// What is on its disk is proven or repaired from there.
 		if f := n.Failure; f != nil && f.Step >= inventory.Starting && f.Step <= inventory.Leaving {
 			return "", name + " needs work: " + f.Cause, nil
