@@ -28,8 +28,12 @@ func destination(n *network, r *request, yiaddr netip.Addr) target {
 	switch {
 	case r.giaddr.IsValid():
 		return target{addr: netip.AddrPortFrom(r.giaddr, serverPort)}
+	case n.machines().Contains(r.ciaddr) && n.relayed():
+		return target{addr: netip.AddrPortFrom(r.ciaddr, clientPort)} // it renews from beyond a router
 	case n.machines().Contains(r.ciaddr):
-		return target{addr: netip.AddrPortFrom(r.ciaddr, clientPort)}
+		// Straight to it: Linux remembers 1,024 neighbours (gc_thresh3), and a
+		// hall that came up together renews together.
+		return target{addr: netip.AddrPortFrom(r.ciaddr, clientPort), mac: r.machine.MAC}
 	case r.msg.IsBroadcast() || !yiaddr.IsValid():
 		return target{addr: broadcast}
 	}
