@@ -3,11 +3,9 @@ package pxe
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -162,7 +160,7 @@ func TestWire(t *testing.T) {
 	relay := MAC{0x52, 0x54, 0, 0, 0, 0x77}
 	wg.Go(func() {
 		arp.arp(stop, map[netip.Addr]MAC{
-			netip.MustParseAddr("10.77.0.9"): relay, netip.MustParseAddr("10.77.0.11"): known, netip.MustParseAddr("10.77.0.100"): unknown,
+			netip.MustParseAddr("10.77.0.9"): relay, // and nobody else answers: a machine is reached without a question
 		})
 	})
 	defer wg.Wait()
@@ -259,62 +257,6 @@ func TestSquatter(t *testing.T) {
 	}
 	if !strings.Contains(l.log(), "in use by an unknown machine") {
 		t.Error("the log does not say so")
-	}
-}
-
-// TestKill: what was acknowledged before a power cut is known after it.
-func TestKill(t *testing.T) {
-	needs(t)
-	l := newLab(t)
-	l.start()
-	w := l.wire()
-	machine := func(i int) MAC { return MAC{2, 0, 0, 0, 2, byte(i)} }
-	// SELECTING with the offer forgotten: no probe, a fast answer.
-	acked := make(map[int]string)
-	for i := range 81 {
-		data := message{kind: dhcpv4.MessageTypeRequest, mac: machine(i), want: fmt.Sprintf("10.77.0.%d", 100+i), server: "10.77.0.1"}.bytes(t)
-		copy(data[4:], []byte{2, 0, 0, byte(i)})
-		w.send(machine(i), "0.0.0.0", "255.255.255.255", clientPort, data)
-		if i == 80 {
-			break // killed with this one in the air
-		}
-		a := w.answer(5*time.Second, dhcpv4.TransactionID{2, 0, 0, byte(i)})
-		if a == nil || a.msg.MessageType() != dhcpv4.MessageTypeAck {
-			t.Fatalf("machine %d got no lease", i)
-		}
-		acked[i] = a.msg.YourIPAddr.String()
-	}
-	l.stop()
-	// A power cut leaves half a line, too.
-	f, err := os.OpenFile(l.spec.Leases, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Fprint(f, `{"mac":"02:00:00`)
-	f.Close()
-	l.start()
-
-	// A machine that is new must not get what another one holds.
-	fresh := message{kind: dhcpv4.MessageTypeDiscover, mac: other}.bytes(t)
-	copy(fresh[4:], []byte{3, 0, 0, 0})
-	w.send(other, "0.0.0.0", "255.255.255.255", clientPort, fresh)
-	o := w.answer(5*time.Second, dhcpv4.TransactionID{3, 0, 0, 0})
-	if o == nil {
-		t.Fatal("a new machine got no offer after the restart")
-	}
-	for i, addr := range acked {
-		if o.msg.YourIPAddr.String() == addr {
-			t.Fatalf("%s belongs to machine %d and was offered to another", addr, i)
-		}
-	}
-	for i, addr := range acked {
-		data := message{kind: dhcpv4.MessageTypeRequest, mac: machine(i), want: addr}.bytes(t) // INIT-REBOOT: only a server that remembers answers
-		copy(data[4:], []byte{4, 0, 0, byte(i)})
-		w.send(machine(i), "0.0.0.0", "255.255.255.255", clientPort, data)
-		a := w.answer(5*time.Second, dhcpv4.TransactionID{4, 0, 0, byte(i)})
-		if a == nil || a.msg.MessageType() != dhcpv4.MessageTypeAck || a.msg.YourIPAddr.String() != addr {
-			t.Errorf("machine %d had %s, after the restart: %+v", i, addr, a)
-		}
 	}
 }
 
