@@ -28,7 +28,7 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 	for name, c := range site.Classes {
 		out.Classes[name] = convert.Class{
 			Name: c.Name, Image: c.Image, Profile: c.Profile, Target: c.Target, Wipe: c.Wipe, MinLinkWidth: c.MinLinkWidth,
-			GPUs: c.GPUs, GPUModel: c.GPUModel, Slots: c.Slots, Watts: c.Watts,
+			GPUs: c.GPUs, GPUModel: c.GPUModel, Slots: c.Slots, Watts: c.Watts, Boot: pxe.Path(c.Boot),
 		}
 		if c.ApproveRule {
 			out.AutoOK = append(out.AutoOK, name)

@@ -318,3 +318,17 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestClassBoot: a class may say how its firmware is to boot.
+func TestClassBoot(t *testing.T) {
+	s, err := Parse("s", []byte(edit(t, "    # boot: uki ", "    boot: shim # ")), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Classes["gpu-server-2x3090"].Boot + s.Classes["rig-6x3080"].Boot; got != "shim" {
+		t.Errorf("boot is %q", got)
+	}
+	if _, err := Parse("s", []byte(edit(t, "    # boot: uki ", "    boot: pxelinux # ")), Known{}); err == nil || !strings.Contains(err.Error(), "uki, shim or ipxe") && !strings.Contains(err.Error(), "pxelinux") {
+		t.Errorf("an unknown way: %v", err)
+	}
+}

@@ -304,7 +304,7 @@ func (p *parser) classes(raw []rawClass) {
 			Profile: p.knows(r.Profile, "burn-in profile", p.known.Profiles),
 			Target:  p.knows(r.Target, "triage target", p.known.Targets),
 			GPUs:    r.GPUs.Count.v, GPUModel: r.GPUs.Model.v, MinLinkWidth: r.GPUs.MinLinkWidth.v,
-			Slots: map[string]string{}, ApproveRule: r.Approve.v == "rule",
+			Slots: map[string]string{}, Boot: r.Boot.v, ApproveRule: r.Approve.v == "rule",
 		}
 		p.unique(where, r.Name.at, "class", c.Name)
 		p.positive(r.Watts, "watts")

@@ -113,7 +113,8 @@ type Class struct {
 	GPUModel     string
 	MinLinkWidth int
 	Slots        map[string]string
-	ApproveRule  bool // approved without a person when the verdict is convert
+	Boot         string // uki, shim, ipxe: how its firmware is to boot; empty: as it can
+	ApproveRule  bool   // approved without a person when the verdict is convert
 }
 
 // A Node is one expected machine. Spec has the class's values filled in where

@@ -76,6 +76,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if err != nil {
 		return pxe.Boot{}, err
 	}
+	path := c.Site.Classes[n.Spec.Class].Boot
 	if m.Stage == pxe.AskAddress {
 		if err := c.guardStarts(ctx, n, m); err != nil {
 			return pxe.Boot{}, err
@@ -96,11 +97,14 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	}
 	switch mode {
 	case "":
-		return pxe.Boot{Action: pxe.Local, Why: why}, nil
+		return pxe.Boot{Action: pxe.Local, Why: why, Path: path}, nil
 	case modeHold:
-		return pxe.Boot{Action: pxe.Hold, Why: why, Wait: loopWait}, nil
+		return pxe.Boot{Action: pxe.Hold, Why: why, Wait: loopWait, Path: path}, nil
 	}
-	b := pxe.Boot{Action: pxe.Kernel, Kernel: c.Config.Boot.Kernel, Initrd: c.Config.Boot.Initrd, Why: why}
+	if m.Arch == pxe.ARM64 || m.Arch == pxe.HTTPARM64 {
+		return pxe.Boot{Action: pxe.Hold, Why: why + ", but this release has no RAM system for 64-bit ARM"}, nil
+	}
+	b := pxe.Boot{Action: pxe.Kernel, Path: path, Kernel: c.Config.Boot.Kernel, Initrd: c.Config.Boot.Initrd, Why: why}
 	b.Args = append(append(b.Args, c.Config.Boot.Args...), "smelt.server="+c.Site.Server)
 	if m.Stage != pxe.AskScript {
 		return b, nil

@@ -20,6 +20,7 @@ import (
 	"smelt/internal/store"
 	"smelt/inventory"
 	"smelt/power"
+	"smelt/pxe"
 )
 
 // Site is what the conductor must know of the site, typed and validated.
@@ -52,6 +53,7 @@ type Class struct {
 	GPUModel     string
 	Slots        map[string]string // PCI address of a port or GPU -> label a technician can find
 	Watts        float64
+	Boot         pxe.Path // how its firmware is to boot; empty: as it can
 }
 
 // StandIn says which card a QEMU device stands for. Everything derived from it

@@ -511,6 +511,22 @@ func TestUnknownMachine(t *testing.T) {
 	h.reach("new-525400090909", inventory.Rejected)
 }
 
+// TestBootPath: a class may insist on how its firmware boots, and a machine that
+// our RAM system does not run on waits instead of trying it.
+func TestBootPath(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true, boot: pxe.Shim})
+	m := pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: pxe.AskAddress}
+	if b, err := h.c.Boot(t.Context(), m); err != nil || b.Action != pxe.Kernel || b.Path != pxe.Shim {
+		t.Errorf("%+v, %v", b, err)
+	}
+	m.Arch = pxe.ARM64
+	for _, m.Stage = range []pxe.Stage{pxe.AskAddress, pxe.AskScript} {
+		if b, err := h.c.Boot(t.Context(), m); err != nil || b.Action != pxe.Hold || !strings.Contains(b.Why, "64-bit ARM") {
+			t.Errorf("%v on ARM: %+v, %v", m.Stage, b, err)
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	disk := func(serial string, size int64, change func(*inventory.Disk)) inventory.Disk {
 		d := inventory.Disk{DiskID: inventory.DiskID{Serial: serial, Path: "pci-" + serial, Size: size}, Bus: "sata"}

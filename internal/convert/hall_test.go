@@ -61,9 +61,10 @@ type layout struct {
 	Protect map[int]bool
 	Max     int
 	Auto    bool
-	Bare    bool    // site.yaml names machines by their MAC alone
-	Dead    bool    // the machines never reach the boot server: the test is the agent
-	Feed    float64 // amps at 230 V; 0: no power tree
+	Bare    bool     // site.yaml names machines by their MAC alone
+	boot    pxe.Path // of their class
+	Dead    bool     // the machines never reach the boot server: the test is the agent
+	Feed    float64  // amps at 230 V; 0: no power tree
 	// Die makes the server's process kill itself once for each node, when the
 	// node passes the boundary of that name.
 	Die map[inventory.NodeID]string
@@ -87,7 +88,7 @@ func (l layout) site() convert.Site {
 	s := convert.Site{
 		Name: "test", Lab: true, MaxActive: l.Max, Cluster: "test", Server: agents, Pin: l.pin, ImageURL: "http://" + l.Listen,
 		Classes: map[string]convert.Class{"rig": {Name: "rig", Image: "ai-node", Profile: "sim", Wipe: "discard", Target: "slurm-batch",
-			GPUs: 1, MinLinkWidth: 8, Watts: 1000}},
+			GPUs: 1, MinLinkWidth: 8, Watts: 1000, Boot: l.boot}},
 		Profiles: map[string]burnin.Profile{"sim": {Name: "sim", Version: 1, Limit: time.Minute, Checks: []burnin.Spec{
 			{ID: burnin.CPU, Required: true, Deadline: time.Minute},
 			{ID: burnin.GPUPresence, Required: true, Deadline: time.Minute},
