@@ -100,6 +100,9 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return fmt.Errorf("make the RAM system: %w", err)
 	}
+	if err := addDebianLoaders(ctx, cache, ram.Files); err != nil {
+		log.Warn("machines with Secure Boot and vendors' keys, and 64-bit ARM, do not boot: their loaders are not here; the next start tries again", "err", err)
+	}
 	budget, err := power.NewBudget(site.Circuits, 1, site.SlotWindow)
 	if err != nil {
 		return err
