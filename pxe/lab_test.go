@@ -32,6 +32,7 @@ const serverEnv = "PXE_TEST_SERVER"
 // serverSpec is what such a process serves.
 type serverSpec struct {
 	Network Network
+	More    []Network // beside it
 	Leases  string
 	Files   map[string]string // name: path
 	Boots   map[string]Boot   // by MAC; "" is for all others
@@ -108,7 +109,7 @@ func serveSpec(text string) error {
 	var mu sync.Mutex
 	out := json.NewEncoder(os.Stdout)
 	s, err := New(Config{
-		Networks: []Network{spec.Network}, Files: files, Booter: booter, Leases: spec.Leases,
+		Networks: append([]Network{spec.Network}, spec.More...), Files: files, Booter: booter, Leases: spec.Leases,
 		Log:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		HTTP: netip.AddrPortFrom(netip.IPv4Unspecified(), 80),
 		Observe: func(e Event) {
