@@ -43,6 +43,8 @@ func (e Event) Asked() string {
 		return "it fetched " + rest + " by HTTP"
 	case "script":
 		return "iPXE asked for its script"
+	case "grub":
+		return "GRUB asked what to do"
 	case "orders":
 		return "its RAM system asked for its orders"
 	}
@@ -183,7 +185,7 @@ func (r *recorder) count(e Event) {
 		if answer == "offer" || answer == "ack" || answer == "nak" {
 			r.stats.dhcp.add(1, e.Machine.Network, answer)
 		}
-	case "script", "orders":
+	case "script", "orders", "grub":
 		r.stats.scripts.add(1, e.Answer)
 	}
 }

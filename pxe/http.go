@@ -79,6 +79,7 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 	e.Machine.MAC = mac
 	f, ok := s.lookup(s.networkFor(r, client), name)
 	if !ok {
+		s.recorder.stats.files.add(1, "not found")
 		if known && !optional(name) {
 			e.Answer, e.Why = "not found", "no such boot file"
 			s.recorder.record(e)
@@ -89,7 +90,8 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 	content := f.open()
 	defer content.Close()
 	w.Header().Set("Content-Type", "application/octet-stream") // nothing here is for a browser to guess at
-	http.ServeContent(w, r, "", f.when, content)
+	http.ServeContent(counting{w, &s.recorder.stats.fileBytes}, r, "", f.when, content)
+	s.recorder.stats.files.add(1, "sent")
 	if known && f.name == LoaderLocal {
 		s.trail.beyond(mac) // nothing more is heard of it
 	}

@@ -1,7 +1,9 @@
 package pxe
 
 import (
+	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -170,3 +172,26 @@ func (l *leases) usage(now time.Time) (used, size int) {
 	}
 	return used, size
 }
+
+// counting counts the bytes of an answer on their way, and leaves the way to
+// sendfile open.
+type counting struct {
+	http.ResponseWriter
+	n *atomic.Uint64
+}
+
+func (c counting) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.n.Add(uint64(n))
+	return n, err
+}
+
+// ReadFrom implements io.ReaderFrom, which net/http looks for.
+func (c counting) ReadFrom(r io.Reader) (int64, error) {
+	n, err := io.Copy(c.ResponseWriter, r)
+	c.n.Add(uint64(n))
+	return n, err
+}
+
+// Unwrap serves http.ResponseController.
+func (c counting) Unwrap() http.ResponseWriter { return c.ResponseWriter }

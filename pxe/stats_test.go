@@ -2,7 +2,12 @@ package pxe
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -97,5 +102,36 @@ func TestSightings(t *testing.T) {
 	if m := x.Machine; !x.Boots || m.Arch != UEFIx64 || m.UUID != "u" || m.Circuit != "sw1/7" || m.Vendor != "udhcp 1.35" || m.Hostname != "rig" ||
 		x.Asks != 2 || x.Got != "ack 10.77.0.11" || x.Last.Sub(x.First) != 2*time.Minute {
 		t.Errorf("%+v", x)
+	}
+}
+
+// sink takes an answer as net/http does: a file goes to the kernel (sendfile)
+// when it is asked to read from one.
+type sink struct {
+	http.ResponseWriter
+	from io.Reader
+}
+
+func (s *sink) ReadFrom(r io.Reader) (int64, error) {
+	s.from = r
+	return io.Copy(io.Discard, r)
+}
+
+// TestCountingKeepsSendfile: counting bytes does not put itself between the
+// file and the socket.
+func TestCountingKeepsSendfile(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 5000)); err != nil {
+		t.Fatal(err)
+	}
+	var n atomic.Uint64
+	s := &sink{ResponseWriter: httptest.NewRecorder()}
+	http.ServeContent(counting{s, &n}, httptest.NewRequest("GET", "/", nil), "", time.Time{}, f)
+	if l, ok := s.from.(*io.LimitedReader); !ok || l.R != io.Reader(f) || n.Load() != 5000 {
+		t.Errorf("%d bytes were counted, of a %T", n.Load(), s.from)
 	}
 }

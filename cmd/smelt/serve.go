@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -141,7 +142,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	front, err := server.New(server.Config{
 		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
 		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
-		SiteKey: key.Public().(ed25519.PublicKey), Boot: bootView(netboot, networks(site)),
+		SiteKey: key.Public().(ed25519.PublicKey), Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}},
 	})
 	if err != nil {
 		return err

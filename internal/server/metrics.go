@@ -87,9 +87,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descInfo, 1, c.s.Version, c.s.Site)
 }
 
-func (s *Server) metrics() func(http.ResponseWriter, *http.Request, who) {
+func (s *Server) serveMetrics() func(http.ResponseWriter, *http.Request, who) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collector{s}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reg.MustRegister(s.Metrics...)
 	h := promhttp.HandlerFor(reg, promhttp.HandlerOpts{MaxRequestsInFlight: 2})
 	return func(w http.ResponseWriter, r *http.Request, _ who) { h.ServeHTTP(w, r) }
 }

@@ -64,7 +64,7 @@ func (s *Server) routes() []route {
 		{method: "POST", path: api.PathTokens, role: Operator, id: "addToken", summary: "Make a token; it is shown this once", in: reflect.TypeFor[api.TokenRequest](), out: reflect.TypeFor[api.TokenGrant](), handle: s.postToken},
 		{method: "POST", path: api.PathTokens + "/{name}/revoke", role: Operator, id: "revokeToken", summary: "Take the tokens of a name away", handle: s.postRevoke},
 		{method: "GET", path: api.PathOpenAPI, role: Viewer, id: "openapi", summary: "This document", handle: s.getOpenAPI},
-		{method: "GET", path: "/metrics", role: Viewer, id: "metrics", summary: "Prometheus metrics", handle: s.metrics()},
+		{method: "GET", path: "/metrics", role: Viewer, id: "metrics", summary: "Prometheus metrics", handle: s.serveMetrics()},
 		{method: "GET", path: "/healthz", id: "healthz", summary: "200 while the store answers", handle: s.getHealth},
 
 		{method: "GET", path: "/{$}", role: Viewer, page: true, id: "floorPage", handle: s.floorPage},

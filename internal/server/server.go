@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"smelt/internal/api"
 	"smelt/internal/convert"
 	"smelt/internal/store"
@@ -54,7 +56,8 @@ type Config struct {
 	Pin      string            // SHA-256 of the agent listener's SPKI, hexadecimal
 	SiteKey  ed25519.PublicKey // permits and manifests verify with it
 
-	Boot Boot // the boot service; the zero Boot has none
+	Boot    Boot                   // the boot service; the zero Boot has none
+	Metrics []prometheus.Collector // more of them for /metrics; may be nil
 
 	Now func() time.Time // nil: time.Now
 }
