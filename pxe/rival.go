@@ -104,8 +104,8 @@ func (r *Rival) String() string {
 	return b.String()
 }
 
-// boots says what machines get from r to boot.
-func (r *Rival) boots() string {
+// Gives says what machines get from r to boot.
+func (r *Rival) Gives() string {
 	var parts []string
 	for _, b := range r.Boots {
 		s := b.File
@@ -290,8 +290,8 @@ func (t *rivals) get(key rivalKey, answered bool, now time.Time) *Rival {
 	return r
 }
 
-// from reports whether a machine fetches b from the address a.
-func (b RivalBoot) from(a netip.Addr) bool {
+// From reports whether a machine fetches b from the address a.
+func (b RivalBoot) From(a netip.Addr) bool {
 	if u, err := url.Parse(b.File); err == nil && u.Host != "" {
 		return u.Hostname() == a.String()
 	}
@@ -302,7 +302,7 @@ func (b RivalBoot) from(a netip.Addr) bool {
 func (t *rivals) judge(r *Rival) {
 	n := &t.network
 	r.Expected = r.Server.IsValid() && slices.Contains(n.Servers, r.Server) || r.Addr.IsValid() && slices.Contains(n.Servers, r.Addr)
-	elsewhere := slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return !b.from(n.Address.Addr()) })
+	elsewhere := slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return !b.From(n.Address.Addr()) })
 	r.Alarm = ""
 	switch own := n.Address.Addr(); {
 	case own.IsValid() && (r.Server == own || r.Addr == own):
@@ -311,7 +311,7 @@ func (t *rivals) judge(r *Rival) {
 	case r.Program == programSmelt:
 		r.Alarm = "two Smelts answer the same machines"
 	case elsewhere:
-		r.Alarm = "machines boot " + r.boots() + " and do not reach Smelt"
+		r.Alarm = "machines boot " + r.Gives() + " and do not reach Smelt"
 	case n.Mode == Authoritative || len(n.Servers) > 0:
 		r.Alarm = "it gives addresses, and a machine takes whichever answer comes first"
 	}
