@@ -39,7 +39,7 @@ not be looked at). The exit code is 3 when a check fails.`,
 			if err != nil {
 				return err
 			}
-			conf := doctor.Config{Site: site, Interface: iface, Files: bootFiles(), Wait: 4 * time.Second}
+			conf := doctor.Config{Site: site, Interface: iface, Files: doctorFiles(), Wait: 4 * time.Second}
 			if site != nil {
 				conf.Running = o.running(c, site)
 			}
@@ -66,8 +66,8 @@ func (o *options) doctorSite(named bool, iface string) (*config.Site, error) {
 	return site, err
 }
 
-// bootFiles are the first loaders and the agent, and what serve makes them of.
-func bootFiles() []doctor.File {
+// doctorFiles are the first loaders and the agent, and what serve makes them of.
+func doctorFiles() []doctor.File {
 	agent := "smelt-agent"
 	if exe, err := os.Executable(); err == nil {
 		agent = filepath.Join(filepath.Dir(exe), agent)
