@@ -63,7 +63,7 @@ func startKea(ctx context.Context, l *lab) (*server, error) {
 }
 
 func benchDHCP(ctx context.Context, l *lab) ([]result, error) {
-	rate, drops, p99 := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	rate, drops, p99, cpu := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 	for i := range l.rounds {
 		for _, s := range dhcpServers {
 			for _, offered := range []int{saturation, steady} {
@@ -71,12 +71,13 @@ func benchDHCP(ctx context.Context, l *lab) ([]result, error) {
 				if err != nil {
 					return nil, fmt.Errorf("%s at %d/s: %w", s.name, offered, err)
 				}
-				say("dhcp round %d: %-7s offered %5d/s: %6.0f leases/s, dropped %6.2f %%, OFFER avg %6.2f ms p99 %6.2f, ACK avg %6.2f ms p99 %6.2f",
-					i+1, s.name, offered, r.rate(), 100*r.drops(), r.offer.avg, r.offer.p99(), r.ack.avg, r.ack.p99())
+				say("dhcp round %d: %-7s offered %5d/s: %6.0f leases/s, dropped %6.2f %%, OFFER avg %6.2f ms p99 %6.2f, ACK avg %6.2f ms p99 %6.2f, CPU %4.0f us each",
+					i+1, s.name, offered, r.rate(), 100*r.drops(), r.offer.avg, r.offer.p99(), r.ack.avg, r.ack.p99(), r.cpu())
 				if offered == saturation {
 					rate[s.name] = append(rate[s.name], r.rate())
 				} else {
 					drops[s.name] = append(drops[s.name], r.drops())
+					cpu[s.name] = append(cpu[s.name], r.cpu())
 					p99[s.name] = append(p99[s.name], max(r.offer.p99(), r.ack.p99()))
 				}
 			}
@@ -87,6 +88,7 @@ func benchDHCP(ctx context.Context, l *lab) ([]result, error) {
 		atLeast("dhcp_leases_vs_kea", ours/kea, 1, "%.0f leases/s, each durable before its ACK; Kea 2.2 memfile %.0f, which never syncs", ours, kea),
 		inform("dhcp_leases_vs_dnsmasq", ours/dnsmasq, "dnsmasq %.0f leases/s", dnsmasq),
 		atMost("dhcp_drop_share_at_2500", median(drops["smelt"]), 0, "of %d exchanges/s; Kea %.4f, dnsmasq %.2f", steady, median(drops["kea"]), median(drops["dnsmasq"])),
+		inform("dhcp_cpu_us_at_2500", median(cpu["smelt"]), "of CPU for each exchange; Kea %.0f, dnsmasq %.0f", median(cpu["kea"]), median(cpu["dnsmasq"])),
 		inform("dhcp_p99_ms_at_2500", median(p99["smelt"]), "the slower of OFFER and ACK; Kea %.2f ms, dnsmasq %.2f ms", median(p99["kea"]), median(p99["dnsmasq"])),
 	}, nil
 }
@@ -107,11 +109,20 @@ func dhcpRun(ctx context.Context, l *lab, start func(context.Context, *lab) (*se
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 3) { // 3: some exchanges did not end
 		return perf{}, fmt.Errorf("perfdhcp: %v: %.2000s", err, out)
 	}
-	return parsePerf(string(out))
+	p, err := parsePerf(string(out))
+	p.used = s.cpu()
+	return p, err
 }
 
-// perf is what perfdhcp reports.
-type perf struct{ offer, ack half }
+// perf is what perfdhcp reports, and what the server used meanwhile.
+type perf struct {
+	offer, ack half
+	used       float64 // seconds of CPU
+}
+
+// cpu is what one exchange that ended cost, in microseconds. It depends less
+// than the rest on what else the machine does.
+func (p perf) cpu() float64 { return 1e6 * p.used / p.ack.received }
 
 // half is one half of the exchange: DISCOVER to OFFER, REQUEST to ACK.
 type half struct {

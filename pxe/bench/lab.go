@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/pprof"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -129,6 +130,20 @@ func (l *lab) start(ctx context.Context, ready func() bool, env []string, name s
 		}
 	}
 	return s, nil
+}
+
+// cpu is the processor time that the server has used, in seconds.
+func (s *server) cpu() float64 {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	// proc_pid_stat(5): utime and stime are fields 14 and 15, the third one
+	// follows the name, which ends in the last parenthesis.
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	user, _ := strconv.ParseFloat(f[11], 64)
+	system, _ := strconv.ParseFloat(f[12], 64)
+	return (user + system) / 100 // USER_HZ
 }
 
 // stop ends the server as systemd would, and kills it if that does nothing.
