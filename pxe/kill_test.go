@@ -2,6 +2,7 @@ package pxe
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -255,4 +256,41 @@ func TestKill(t *testing.T) {
 	l.start()
 	h.each(t, h.renews)
 	h.each(t, h.reboots)
+}
+
+// TestKillMidBoot: the server dies while a machine loads its kernel. The script
+// it has makes it come back.
+func TestKillMidBoot(t *testing.T) {
+	l := newBootLab(t)
+	l.start()
+	killed := make(chan error, 1)
+	go func() {
+		defer close(killed)
+		for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			l.mu.Lock()
+			scripts := 0
+			for _, e := range l.events {
+				if e.Kind == "script" {
+					scripts++
+				}
+			}
+			l.mu.Unlock()
+			if scripts > 0 {
+				l.stop()
+				time.Sleep(2 * time.Second) // as long as a restart takes
+				killed <- l.tryStart()
+				return
+			}
+		}
+		killed <- errors.New("no machine asked for a script")
+	}()
+	serial, took := l.boot(4*time.Minute, "BOOT-OK", bios(l)...)
+	if err := <-killed; err != nil {
+		t.Fatal(err)
+	}
+	l.booted(serial)
+	if !strings.Contains(serial, "asking again") {
+		t.Errorf("the machine did not wait and ask again: it was killed too late to matter:\n%s", serial)
+	}
+	t.Logf("BIOS with iPXE ROM, server killed while the kernel was on its way: %s to userland", took)
 }
