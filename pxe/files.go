@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"smelt/pxe/tftp"
 )
 
 // Names of the loaders that are handed to firmware when Files holds them. On
@@ -53,6 +55,9 @@ type entry struct {
 	when time.Time
 	data []byte
 	file *os.File // closed by the runtime once replaced and no longer read
+
+	load   sync.Once
+	loaded []byte // of file, if it is small and was asked for block by block
 }
 
 // Add serves data under name, in place of what had that name. The caller must
@@ -148,6 +153,32 @@ func (e *entry) open() io.ReadSeekCloser {
 		return f
 	}
 	return nopCloser{io.NewSectionReader(e.file, 0, e.size)}
+}
+
+// maxLoaded holds any loader; kernels and initrds go by HTTP.
+const maxLoaded = 16 << 20
+
+// blocks returns the content for somebody who takes it in small pieces: a
+// small file is in memory from the first time on, so that the disk holds up
+// nobody afterwards.
+func (e *entry) blocks() tftp.Content {
+	if e.file == nil {
+		return bytes.NewReader(e.data)
+	}
+	file := io.NewSectionReader(e.file, 0, e.size)
+	e.load.Do(func() {
+		if e.size > maxLoaded {
+			return
+		}
+		data := make([]byte, e.size)
+		if _, err := io.ReadFull(file, data); err == nil {
+			e.loaded = data
+		}
+	})
+	if e.loaded != nil {
+		return bytes.NewReader(e.loaded)
+	}
+	return file
 }
 
 type nopCloser struct{ io.ReadSeeker }

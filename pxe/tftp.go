@@ -1,11 +1,9 @@
 package pxe
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -40,15 +38,12 @@ func (t *tftpServer) run(ctx context.Context) error {
 	return nil
 }
 
-func (t *tftpServer) open(_ context.Context, name string, _ netip.AddrPort) (tftp.Content, error) {
+func (t *tftpServer) open(name string, _ netip.AddrPort) (tftp.Content, error) {
 	e, ok := t.s.lookup(t.n, name)
 	if !ok {
 		return nil, tftp.ErrNotFound
 	}
-	if e.file == nil {
-		return bytes.NewReader(e.data), nil
-	}
-	return io.NewSectionReader(e.file, 0, e.size), nil
+	return e.blocks(), nil
 }
 
 // done tells people how a transfer ended.

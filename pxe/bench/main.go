@@ -85,7 +85,8 @@ func main() {
 // process of its own in a network namespace. Its input is what to do; it ends
 // when that ends.
 var childs = map[string]func(io.Reader) error{
-	"serve": serve,
+	"serve":     serve,
+	"tftp-load": runTFTPLoad,
 }
 
 func run(ctx context.Context, only string, rounds int, profile string) error {

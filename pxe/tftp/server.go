@@ -22,7 +22,6 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -36,35 +35,41 @@ const (
 	// A hall that is switched on asks all at once, and Linux's default buffer
 	// holds some 280 requests.
 	requestBuffer = 4 << 20
+
+	tick = 50 * time.Millisecond // between two looks for clients that fell silent
 )
 
-// Content is what a name stands for. *bytes.Reader and *io.SectionReader are
-// Contents; it is read from one goroutine.
+// Content is what a name stands for: a *bytes.Reader, or an *io.SectionReader
+// of an open file.
 type Content interface {
 	io.ReaderAt
 	Size() int64
 }
 
-// Server answers read requests. Allow, Open, Done and Log must be set.
+// Server answers read requests. Allow, Open, Done and Log must be set. All
+// functions are called by one goroutine, in the middle of everybody's
+// transfers: they must not block.
 type Server struct {
 	// Allow reports whether a client is served at all. It is asked for every
-	// request before anything else, and must not block.
+	// request before anything else.
 	Allow func(netip.Addr) bool
 	// Open returns the content of name. A client is told an *Error as it is, and
-	// nothing of any other error. A slow one holds up its own transfer only.
-	Open func(ctx context.Context, name string, client netip.AddrPort) (Content, error)
-	// Done is told how each request ended, by several goroutines at once.
+	// nothing of any other error.
+	Open func(name string, client netip.AddrPort) (Content, error)
+	// Done is told how each request ended.
 	Done func(Transfer)
 	Log  *slog.Logger
 
 	PerClient int // transfers of one address at once; 0: 4
 	Transfers int // transfers at once; 0: 4096
 
-	mu      sync.Mutex
+	conn    *net.UDPConn
+	poll    *poll
 	active  map[netip.AddrPort]*transfer // by the client's transfer identifier
+	sockets map[socket]*transfer
 	clients map[netip.Addr][]*transfer
-	unheard list.List // of *transfer whose client has acknowledged nothing yet, oldest first
-	running sync.WaitGroup
+	out     *[1 << 16]byte // what is being sent
+	unheard list.List      // of *transfer whose client has acknowledged nothing yet, oldest first
 }
 
 // Transfer is how a request ended.
@@ -82,174 +87,222 @@ type Transfer struct {
 
 // Serve answers requests on conn, an IPv4 socket, until ctx ends; then it
 // tells running transfers, and closes conn. It is called once.
+//
+// One goroutine does it all, from one wait in the kernel for every socket. A
+// client with one block in flight is as fast as the way from its ACK to the
+// next block is short; over the scheduler of Go that way is twice as long.
 func (s *Server) Serve(ctx context.Context, conn *net.UDPConn) error {
-	defer s.running.Wait()
 	defer conn.Close()
-	s.mu.Lock()
+	s.conn = conn
 	s.active = make(map[netip.AddrPort]*transfer)
+	s.sockets = make(map[socket]*transfer)
+	s.out = new([1 << 16]byte)
 	s.clients = make(map[netip.Addr][]*transfer)
-	s.mu.Unlock()
-	growBuffer(conn, requestBuffer)
-	stop := context.AfterFunc(ctx, func() {
-		_ = conn.SetReadDeadline(time.Unix(1, 0))
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	requests, err := descriptor(conn, requestBuffer)
+	if err != nil {
+		return err
+	}
+	if s.poll, err = openPoll(); err != nil {
+		return err
+	}
+	defer s.poll.close()
+	if err := s.poll.add(requests); err != nil {
+		return err
+	}
+	defer func() {
 		for _, t := range s.active {
-			t.stop(errStopped)
+			if t.heard {
+				t.tell(errStopped)
+			}
+			s.end(t, errStopped)
 		}
-	})
+	}()
+	stop := context.AfterFunc(ctx, s.poll.wake)
 	defer stop()
 	buf := make([]byte, 2048)
+	looked := time.Now()
 	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if ctx.Err() != nil {
-			return nil
+		wait := time.Duration(-1)
+		if len(s.active) > 0 {
+			wait = tick
 		}
+		ready, err := s.poll.wait(wait)
 		if err != nil {
 			return err
 		}
-		s.answer(ctx, conn, buf[:n], netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
+		if ctx.Err() != nil {
+			return nil
+		}
+		now := time.Now()
+		for _, e := range ready {
+			from := socket(e.Fd)
+			n, client, err := from.receive(buf)
+			if err != nil {
+				continue // of one that is closed, or nothing after all
+			}
+			if from == requests {
+				s.request(now, buf[:n], client)
+			} else if t := s.sockets[from]; t != nil {
+				s.advance(t, func() error { return t.receive(now, buf[:n], client) })
+			}
+		}
+		if now.Sub(looked) >= tick {
+			looked = now
+			for _, t := range s.active {
+				if !now.Before(t.deadline) {
+					s.advance(t, func() error { return t.late(now) })
+				}
+			}
+		}
 	}
 }
 
-// answer starts a transfer or refuses it. Each packet is answered with one at
-// most, and an ERROR never, so two servers cannot keep each other busy.
-func (s *Server) answer(ctx context.Context, conn *net.UDPConn, p []byte, client netip.AddrPort) {
+// errGoesOn is returned by what moves a transfer on that is not over.
+var errGoesOn = errors.New("transfer goes on")
+
+// advance lets step move t on, and ends t where that ends it.
+func (s *Server) advance(t *transfer, step func() error) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.Log.Error("boot: TFTP request dropped after a panic", "from", client, "panic", v, "stack", string(debug.Stack()))
+			s.Log.Error("boot: TFTP transfer ended by a panic", "client", t.client, "panic", v, "stack", string(debug.Stack()))
+			t.tell(errFailed)
+			s.end(t, errFailed)
 		}
 	}()
+	if err := step(); !errors.Is(err, errGoesOn) {
+		s.end(t, err)
+	}
+}
+
+// request starts a transfer or refuses it. Each packet is answered with one at
+// most, and an ERROR never, so two servers cannot keep each other busy.
+func (s *Server) request(now time.Time, p []byte, client netip.AddrPort) {
 	if len(p) < 2 {
 		return
 	}
 	var r request
-	refuse := func(err error) {
-		_, _ = conn.WriteToUDPAddrPort(told(err).packet(), client)
+	err := func() (err error) {
+		defer func() {
+			if v := recover(); v != nil {
+				s.Log.Error("boot: TFTP request refused after a panic", "client", client, "panic", v, "stack", string(debug.Stack()))
+				err = errFailed
+			}
+		}()
+		switch op := binary.BigEndian.Uint16(p); {
+		case op >= opDATA && op <= opOACK:
+			return errDropped // of no transfer, or of one that is over: ours have their own ports
+		case !s.Allow(client.Addr()):
+			return ErrAccess
+		case op == opWRQ:
+			return ErrReadOnly
+		case op != opRRQ:
+			return errIllegal
+		}
+		if r, err = parse(p[2:]); err != nil {
+			return err
+		}
+		c, err := s.Open(r.name, client)
+		if err != nil {
+			return err
+		}
+		t := &transfer{request: r, asked: string(p), client: client, to: sockaddr(client), out: s.out, began: now}
+		if err := t.agree(c); err != nil {
+			return err
+		}
+		if err := s.enter(t); err != nil {
+			return err
+		}
+		s.advance(t, func() error { return t.start(now) })
+		return nil
+	}()
+	if err != nil && !errors.Is(err, errDropped) {
+		_, _ = s.conn.WriteToUDPAddrPort(told(err).packet(), client)
 		s.Done(Transfer{Client: client, Name: r.name, Err: err})
 	}
-	switch op := binary.BigEndian.Uint16(p); {
-	case op >= opDATA && op <= opOACK:
-		return // of no transfer, or of one that is over: ours have their own ports
-	case !s.Allow(client.Addr()):
-		refuse(ErrAccess)
-		return
-	case op == opWRQ:
-		refuse(ErrReadOnly)
-		return
-	case op != opRRQ:
-		refuse(errIllegal)
-		return
-	}
-	var err error
-	if r, err = parse(p[2:]); err != nil {
-		refuse(err)
-		return
-	}
-	t := &transfer{s: s, request: r, asked: string(p), client: client, began: time.Now()}
-	ctx, err = s.enter(ctx, t, conn.LocalAddr().(*net.UDPAddr))
-	if err != nil {
-		if !errors.Is(err, errDropped) {
-			refuse(err)
-		}
-		return
-	}
-	go func() {
-		defer s.running.Done()
-		err := t.run(ctx)
-		s.leave(t)
-		s.Done(Transfer{
-			Client: client, Name: r.name, Size: t.size, Acked: t.acked(), Block: t.block, Window: t.window,
-			Resent: t.resent, Took: time.Since(t.began), Err: err,
-		})
-	}()
 }
 
 var errDropped = errors.New("dropped")
 
-// enter makes room for t, opens its port, which is its transfer identifier (RFC
-// 1350 section 4), and returns the context it lives in.
+// makeRoom finds a place for t.
 //
-// Where there is no room, the oldest transfer gives way whose client has not
+// Where there is none, the oldest transfer gives way whose client has not
 // acknowledged anything: a flood of made-up requests pushes itself out and
 // leaves those alone who are really there. If even that one is young, the
 // request is dropped: a client asks again, and gives up when told an error.
 // Among its own transfers a client also takes the place of a silent one.
-func (s *Server) enter(ctx context.Context, t *transfer, local *net.UDPAddr) (context.Context, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ctx.Err() != nil {
-		return nil, errDropped
-	}
+func (s *Server) makeRoom(t *transfer) error {
 	if old, ok := s.active[t.client]; ok {
 		// A client repeats a request when the answer is late, and that one is on
 		// its way. Another question from the same port, or the same after the
 		// transfer fell silent, comes from a machine that has started again.
-		if old.asked == t.asked && !(old.heard && old.silent.Load()) {
-			return nil, errDropped
+		if old.asked == t.asked && !(old.heard && old.silent) {
+			return errDropped
 		}
-		s.drop(old, errReplaced)
+		s.end(old, errReplaced)
 	}
 	mine := s.clients[t.client.Addr()]
 	if len(mine) >= cmp.Or(s.PerClient, defaultPerClient) {
-		i := slices.IndexFunc(mine, func(o *transfer) bool { return !o.heard || o.silent.Load() })
+		i := slices.IndexFunc(mine, func(o *transfer) bool { return !o.heard || o.silent })
 		if i < 0 {
-			return nil, ErrBusy
+			return ErrBusy
 		}
-		s.drop(mine[i], errCrowded)
+		s.end(mine[i], errCrowded)
 	}
 	if len(s.active) >= cmp.Or(s.Transfers, defaultTransfers) {
 		oldest := s.unheard.Front()
 		if oldest == nil {
-			return nil, ErrBusy
+			return ErrBusy
 		}
 		old := oldest.Value.(*transfer)
 		if t.began.Sub(old.began) < unheardAge {
-			return nil, errDropped
+			return errDropped
 		}
-		s.drop(old, errCrowded)
+		s.end(old, errCrowded)
 	}
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: local.IP})
-	if err != nil {
-		return nil, fmt.Errorf("no port for a transfer: %v", err)
+	return nil
+}
+
+// enter takes t in, and opens its port.
+func (s *Server) enter(t *transfer) (err error) {
+	if err := s.makeRoom(t); err != nil {
+		return err
 	}
-	t.conn = conn
+	local := s.conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	if t.socket, err = openSocket(local); err != nil {
+		return fmt.Errorf("no port for a transfer: %v", err)
+	}
+	if err := s.poll.add(t.socket); err != nil {
+		t.socket.close()
+		return fmt.Errorf("no port for a transfer: %v", err)
+	}
+	t.batch = 1
+	if t.window > 1 && t.block >= leastSegment {
+		t.batch = t.socket.segment(4 + t.block)
+	}
 	s.active[t.client] = t
-	s.clients[t.client.Addr()] = append(s.clients[t.client.Addr()], t)
-	t.waiting = s.unheard.PushBack(t)
-	s.running.Add(1)
-	ctx, t.cancel = context.WithCancel(ctx)
-	return ctx, nil
+	s.sockets[t.socket] = t
+	a := t.client.Addr()
+	s.clients[a] = append(s.clients[a], t)
+	waiting := s.unheard.PushBack(t)
+	t.hears = func() { s.unheard.Remove(waiting) }
+	return nil
 }
 
-// hears notes that t's client is really there.
-func (s *Server) hears(t *transfer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !t.heard {
-		t.heard = true
-		s.unheard.Remove(t.waiting)
-	}
-}
-
-func (s *Server) leave(t *transfer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.drop(t, net.ErrClosed)
-}
-
-// drop ends t, whose place is free at once.
-func (s *Server) drop(t *transfer, why error) {
-	t.stop(why)
+// end forgets t, whose place is free at once. It may be called twice.
+func (s *Server) end(t *transfer, why error) {
 	if s.active[t.client] != t {
 		return
 	}
 	delete(s.active, t.client)
-	if !t.heard {
-		s.unheard.Remove(t.waiting)
-	}
+	delete(s.sockets, t.socket)
+	t.hears()
+	t.socket.close()
 	a := t.client.Addr()
 	if s.clients[a] = slices.DeleteFunc(s.clients[a], func(o *transfer) bool { return o == t }); len(s.clients[a]) == 0 {
 		delete(s.clients, a)
 	}
+	s.Done(Transfer{
+		Client: t.client, Name: t.name, Size: t.size, Acked: t.acked(), Block: t.block, Window: t.window,
+		Resent: t.resent, Took: time.Since(t.began), Err: why,
+	})
 }

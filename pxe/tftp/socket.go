@@ -1,8 +1,11 @@
 package tftp
 
 import (
+	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,49 +18,62 @@ const (
 	leastSegment = 128
 )
 
-// segment lets the kernel cut what is written into packets of size (UDP GSO),
-// so that a window is one call. It returns how many packets may be in one; with
+// socket is an IPv4 UDP socket.
+type socket int
+
+func openSocket(local netip.Addr) (socket, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(local, 0))); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return socket(fd), nil
+}
+
+func (s socket) close() { _ = unix.Close(int(s)) }
+
+func (s socket) send(p []byte, to *unix.SockaddrInet4) error {
+	return unix.Sendto(int(s), p, unix.MSG_DONTWAIT, to)
+}
+
+func (s socket) receive(p []byte) (int, netip.AddrPort, error) {
+	n, from, err := unix.Recvfrom(int(s), p, unix.MSG_DONTWAIT)
+	if err != nil {
+		return 0, netip.AddrPort{}, err
+	}
+	a, ok := from.(*unix.SockaddrInet4)
+	if !ok {
+		return 0, netip.AddrPort{}, unix.EAFNOSUPPORT
+	}
+	return n, netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), nil
+}
+
+// segment lets the kernel cut what is sent into packets of size (UDP GSO), so
+// that a window is one call. It returns how many packets may be in one; with
 // size 0, or where the kernel cannot do it, one.
-func segment(conn *net.UDPConn, size int) int {
-	if err := control(conn, func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
-	}); err != nil || size == 0 {
+func (s socket) segment(size int) int {
+	if err := unix.SetsockoptInt(int(s), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size); err != nil || size == 0 {
 		return 1
 	}
 	return max(1, min(maxSegments, maxDatagram/size))
 }
 
-// growBuffer makes room for n bytes of datagrams that wait: beyond the
-// system's limit where we may, else up to it.
-func growBuffer(conn *net.UDPConn, n int) {
-	if err := control(conn, func(fd int) error {
-		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, n)
-	}); err != nil {
-		_ = conn.SetReadBuffer(n)
-	}
-}
-
-func control(conn *net.UDPConn, f func(fd int) error) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
-		return err
-	}
-	return inner
+func sockaddr(a netip.AddrPort) *unix.SockaddrInet4 {
+	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
 // pathMTU is what the kernel knows of the way to a client: the interface's, or
 // less where a router said so. A connected socket tells, without a packet.
-func pathMTU(client netip.AddrPort, unknown int) int {
+func pathMTU(client *unix.SockaddrInet4, unknown int) int {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return unknown
 	}
 	defer unix.Close(fd)
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(client.Port()), Addr: client.Addr().As4()}); err != nil {
+	if err := unix.Connect(fd, client); err != nil {
 		return unknown
 	}
 	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
@@ -65,4 +81,70 @@ func pathMTU(client netip.AddrPort, unknown int) int {
 		return unknown
 	}
 	return mtu
+}
+
+// descriptor is conn's, with room for n bytes of datagrams that wait: beyond
+// the system's limit where we may, else up to it. It lives as long as conn.
+func descriptor(conn *net.UDPConn, n int) (s socket, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	err = raw.Control(func(fd uintptr) {
+		s = socket(fd)
+		if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, n) != nil {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n)
+		}
+	})
+	return s, err
+}
+
+// poll waits for any of many sockets.
+type poll struct {
+	epoll  int
+	event  int // ends a wait
+	events [256]unix.EpollEvent
+}
+
+func openPoll() (*poll, error) {
+	p := &poll{event: -1}
+	var err error
+	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, err
+	}
+	if p.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err == nil {
+		err = p.add(socket(p.event))
+	}
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// add lets wait wait for s too, until s is closed.
+func (p *poll) add(s socket) error {
+	return unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, int(s), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s)})
+}
+
+// wait returns the sockets that have something to read; none after limit, if
+// that is not negative, or after wake.
+func (p *poll) wait(limit time.Duration) ([]unix.EpollEvent, error) {
+	ms := -1
+	if limit >= 0 {
+		ms = int(limit.Milliseconds())
+	}
+	n, err := unix.EpollWait(p.epoll, p.events[:], ms)
+	if errors.Is(err, unix.EINTR) {
+		return nil, nil
+	}
+	return p.events[:max(0, n)], err
+}
+
+// wake ends wait, now or the next.
+func (p *poll) wake() { _, _ = unix.Write(p.event, binary.NativeEndian.AppendUint64(nil, 1)) }
+
+func (p *poll) close() {
+	unix.Close(p.epoll)
+	unix.Close(p.event)
 }

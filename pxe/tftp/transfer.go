@@ -2,19 +2,14 @@ package tftp
 
 import (
 	"bytes"
-	"container/list"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/netip"
-	"os"
-	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -43,11 +38,10 @@ var (
 
 // transfer is one file on its way to one client.
 type transfer struct {
-	s      *Server
 	asked  string // the whole request
 	client netip.AddrPort
-	conn   *net.UDPConn
-	cancel context.CancelFunc // of Open
+	to     *unix.SockaddrInet4 // the same
+	socket socket              // its port is the transfer identifier (RFC 1350 section 4)
 	began  time.Time
 
 	request
@@ -60,71 +54,27 @@ type transfer struct {
 	base, last int64
 	inFlight   int // blocks sent, from base on
 	batch      int // blocks in one call of the kernel
-	in         [128]byte
+	out        *[1 << 16]byte
 
 	again bool // something in flight was sent before
 	fast  bool // an ACK without progress means that the first block is lost
 
-	rtt     time.Duration
+	sent     time.Time // when what is in flight was sent first
+	deadline time.Time // when it is sent again
+	tries    int       // times that it was
+	rtt      time.Duration
+
+	heard  bool   // the client is really there
+	hears  func() // called once it is, and at the end
+	silent bool   // sent again for want of an answer
+
 	resent  int
-	sent    int // bytes, before the client was heard
+	bytes   int // sent before the client was heard
 	sendErr error
-
-	silent atomic.Bool // sent again for want of an answer
-
-	// Guarded by Server.mu; heard is written by run's goroutine only.
-	heard   bool
-	waiting *list.Element // in Server.unheard
-	why     error
 }
 
-// stop ends run. Server.mu is held.
-func (t *transfer) stop(why error) {
-	if t.why != nil {
-		return
-	}
-	t.why = why
-	if e, ok := why.(*Error); ok && t.heard {
-		t.tell(e)
-	}
-	t.cancel()
-	t.conn.Close()
-}
-
-// tell sends an ERROR, once: it is not acknowledged.
-func (t *transfer) tell(e *Error) { _, _ = t.conn.WriteToUDPAddrPort(e.packet(), t.client) }
-
-// run sends the file and returns how that ended.
-func (t *transfer) run(ctx context.Context) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			t.s.Log.Error("boot: TFTP transfer ended by a panic", "to", t.client, "panic", v, "stack", string(debug.Stack()))
-			t.tell(errFailed)
-			err = errFailed
-		}
-	}()
-	if err := t.prepare(ctx); err != nil {
-		t.tell(told(err))
-		return err
-	}
-	for t.base <= t.last {
-		if err := t.send(); err != nil {
-			t.tell(errFailed)
-			return err
-		}
-		if err := t.await(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// prepare finds the content and agrees with the client on how it is sent.
-func (t *transfer) prepare(ctx context.Context) error {
-	c, err := t.s.Open(ctx, t.name, t.client)
-	if err != nil {
-		return err
-	}
+// agree settles with the client how c is sent.
+func (t *transfer) agree(c Content) (err error) {
 	if t.netascii {
 		if c, err = toNetascii(c); err != nil {
 			return err
@@ -132,49 +82,155 @@ func (t *transfer) prepare(ctx context.Context) error {
 	}
 	mtu := 1500
 	if _, ok := t.value("blksize"); ok {
-		mtu = pathMTU(t.client, mtu)
+		mtu = pathMTU(t.to, mtu)
 	}
 	t.content, t.size = c, c.Size()
-	t.terms = t.agree(t.size, mtu)
+	t.terms = t.request.agree(t.size, mtu)
 	t.last = t.size/int64(t.block) + 1
 	if t.oack == nil {
 		t.base = 1
 	}
-	t.batch = 1
-	if t.window > 1 && t.block >= leastSegment {
-		t.batch = segment(t.conn, 4+t.block)
-	}
 	return nil
 }
+
+func (t *transfer) tell(e *Error) { _ = t.socket.send(e.packet(), t.to) }
 
 // acked is how much of the content the client has.
 func (t *transfer) acked() int64 {
 	return min(t.size, max(0, t.base-1)*int64(t.block))
 }
 
-var buffers = sync.Pool{New: func() any { return new([1 << 16]byte) }}
+// start sends the first answer.
+func (t *transfer) start(now time.Time) error {
+	t.again, t.tries, t.sent = false, 0, now
+	t.deadline = now.Add(t.wait())
+	return t.send()
+}
+
+// receive takes a packet from anybody.
+func (t *transfer) receive(now time.Time, p []byte, from netip.AddrPort) error {
+	if from != t.client {
+		// RFC 1350 section 4: the stranger is told, the transfer goes on.
+		_ = t.socket.send(errTID.packet(), sockaddr(from))
+		return errGoesOn
+	}
+	if len(p) < 4 {
+		return errGoesOn
+	}
+	switch n := binary.BigEndian.Uint16(p[2:]); binary.BigEndian.Uint16(p) {
+	case opERROR:
+		text, _, _ := bytes.Cut(p[4:], []byte{0})
+		return &ClientError{n, string(text)}
+	case opACK:
+		return t.ack(now, n)
+	}
+	return errGoesOn
+}
+
+func (t *transfer) ack(now time.Time, block uint16) error {
+	n := int(block - uint16(t.base-1)) // blocks that it acknowledges, across the wrap to 0
+	switch {
+	case n > t.inFlight:
+		return errGoesOn // an old one, late
+	case n == 0 && !t.fast:
+		// With one block in flight an answer would be the Sorcerer's Apprentice: of
+		// two equal ACKs each brings a block, and every packet to the end is
+		// doubled.
+		return errGoesOn
+	case n == 0:
+		// In a window it is also how a client says that the first block is lost
+		// (RFC 7440 section 4), and then waiting costs more than all the rest. So
+		// it is believed once, and not again before a window has gone through
+		// without anything sent twice.
+		return t.repeat()
+	}
+	if !t.heard {
+		t.heard = true
+		t.hears()
+	}
+	all := n == t.inFlight
+	if all && !t.again {
+		t.measure(now.Sub(t.sent))
+	}
+	t.fast = all && !t.again && t.window > 1
+	t.again = !all // what follows a gap was sent already
+	t.silent, t.tries, t.sent = false, 0, now
+	if t.base += int64(n); t.base > t.last {
+		return nil
+	}
+	t.deadline = now.Add(t.wait())
+	return t.send()
+}
+
+// late is called past the deadline.
+func (t *transfer) late(now time.Time) error {
+	t.tries++
+	var over bool
+	if t.heard {
+		over = now.Sub(t.sent) >= max(patience, 6*t.timeout)
+	} else {
+		over = t.tries > unheardResends || t.bytes+t.bytes/t.tries > maxAmplification*len(t.asked)
+	}
+	if over && t.sendErr != nil {
+		return fmt.Errorf("%w, and sending failed: %v", errSilent, t.sendErr)
+	}
+	if over {
+		return errSilent
+	}
+	wait := t.wait()
+	if t.heard && t.timeout == 0 {
+		wait <<= min(t.tries, 8)
+	}
+	t.deadline = now.Add(wait)
+	t.silent = true
+	return t.repeat()
+}
+
+func (t *transfer) repeat() error {
+	t.fast, t.again = false, true
+	return t.send()
+}
+
+// wait is how long an answer may take before what is in flight is sent again:
+// what the client asked for, else some round trips.
+func (t *transfer) wait() time.Duration {
+	switch {
+	case t.timeout != 0:
+		return t.timeout
+	case t.rtt == 0:
+		return firstWait
+	}
+	return min(firstWait, max(leastWait, 4*t.rtt))
+}
+
+func (t *transfer) measure(rtt time.Duration) {
+	if t.rtt == 0 {
+		t.rtt = rtt
+		return
+	}
+	t.rtt += (rtt - t.rtt) / 8
+}
 
 // send sends the window that starts at base.
 func (t *transfer) send() error {
 	if t.base == 0 {
 		t.inFlight = 1
 		t.write(t.oack, 1)
-		return nil
+		return errGoesOn
 	}
 	t.inFlight = int(min(int64(t.window), t.last-t.base+1))
-	buf := buffers.Get().(*[1 << 16]byte)
-	defer buffers.Put(buf)
 	for i := 0; i < t.inFlight; {
 		n := min(t.batch, t.inFlight-i)
-		p, err := t.fill(buf[:], t.base+int64(i), n)
+		p, err := t.fill(t.out[:], t.base+int64(i), n)
 		if err != nil {
+			t.tell(errFailed)
 			return err
 		}
 		if t.write(p, n) {
 			i += n
 		}
 	}
-	return nil
+	return errGoesOn
 }
 
 // fill writes n DATA packets, one behind the other.
@@ -202,146 +258,22 @@ func (t *transfer) fill(buf []byte, first int64, n int) ([]byte, error) {
 // cut p into packets: then it must be called for each. Any other error is as
 // good as a lost packet.
 func (t *transfer) write(p []byte, n int) bool {
-	_, err := t.conn.WriteToUDPAddrPort(p, t.client)
+	err := t.socket.send(p, t.to)
 	if err != nil && n > 1 {
 		t.batch = 1
-		segment(t.conn, 0)
+		t.socket.segment(0)
 		return false
 	}
 	if err != nil {
 		t.sendErr = err
 	}
 	if !t.heard {
-		t.sent += len(p)
+		t.bytes += len(p)
 	}
 	if t.again {
 		t.resent += n
 	}
 	return true
-}
-
-// await returns when the client has acknowledged some of what is in flight;
-// until then it sends it again when it is time to.
-func (t *transfer) await() error {
-	began := time.Now()
-	wait := t.firstWait()
-	deadline := began.Add(wait)
-	for tries := 0; ; {
-		_ = t.conn.SetReadDeadline(deadline)
-		n, from, err := t.conn.ReadFromUDPAddrPort(t.in[:])
-		if err != nil {
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				return t.ended(err)
-			}
-			if tries++; t.givesUp(tries, deadline.Sub(began)) {
-				return t.lost()
-			}
-			if t.timeout == 0 && t.heard {
-				wait *= 2
-			}
-			deadline = deadline.Add(wait)
-			t.silent.Store(true)
-			if err := t.repeat(); err != nil {
-				return err
-			}
-			continue
-		}
-		if from != t.client {
-			// RFC 1350 section 4: the stranger is told, the transfer goes on.
-			_, _ = t.conn.WriteToUDPAddrPort(errTID.packet(), from)
-			continue
-		}
-		if n < 4 {
-			continue
-		}
-		switch binary.BigEndian.Uint16(t.in[:]) {
-		case opERROR:
-			text, _, _ := bytes.Cut(t.in[4:n], []byte{0})
-			return &ClientError{binary.BigEndian.Uint16(t.in[2:]), string(text)}
-		case opACK:
-		default:
-			continue
-		}
-		acked := int(binary.BigEndian.Uint16(t.in[2:]) - uint16(t.base-1)) // blocks, across the wrap to 0
-		switch {
-		case acked > t.inFlight:
-			continue // an old one, late
-		case acked == 0:
-			// With one block in flight this is the Sorcerer's Apprentice: an answer
-			// to each of two equal ACKs doubles every packet to the end. In a window
-			// it is also how a client says that the first block is lost (RFC 7440
-			// section 4), and then waiting costs more than all the rest. So it is
-			// believed once, and not again before a window has gone through clean.
-			if !t.fast {
-				continue
-			}
-			if err := t.repeat(); err != nil {
-				return err
-			}
-			continue
-		}
-		if !t.heard {
-			t.s.hears(t)
-		}
-		full := acked == t.inFlight
-		if full && !t.again {
-			t.measure(time.Since(began))
-		}
-		t.silent.Store(false)
-		t.fast = full && !t.again && t.window > 1
-		t.again = !full // what follows the gap was sent already
-		t.base += int64(acked)
-		return nil
-	}
-}
-
-func (t *transfer) repeat() error {
-	t.fast, t.again = false, true
-	return t.send()
-}
-
-// firstWait is how long an answer may take before what is in flight is sent
-// again: what the client asked for, else some round trips.
-func (t *transfer) firstWait() time.Duration {
-	switch {
-	case t.timeout != 0:
-		return t.timeout
-	case t.rtt == 0:
-		return firstWait
-	}
-	return min(firstWait, max(leastWait, 4*t.rtt))
-}
-
-func (t *transfer) measure(rtt time.Duration) {
-	if t.rtt == 0 {
-		t.rtt = rtt
-		return
-	}
-	t.rtt += (rtt - t.rtt) / 8
-}
-
-func (t *transfer) givesUp(tries int, silence time.Duration) bool {
-	if !t.heard {
-		return tries > unheardResends || t.sent+t.sent/tries > maxAmplification*len(t.asked)
-	}
-	return silence >= max(patience, 6*t.timeout)
-}
-
-func (t *transfer) lost() error {
-	if t.sendErr != nil {
-		return fmt.Errorf("%w, and sending failed: %v", errSilent, t.sendErr)
-	}
-	return errSilent
-}
-
-// ended is why the connection was closed.
-func (t *transfer) ended(err error) error {
-	t.s.mu.Lock()
-	defer t.s.mu.Unlock()
-	if t.why != nil {
-		return t.why
-	}
-	return err
 }
 
 // toNetascii puts content into the form of RFC 1350's netascii, for people who
