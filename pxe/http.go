@@ -22,10 +22,7 @@ func (s *Server) base(n *network) string {
 	if a.Addr().IsUnspecified() {
 		a = netip.AddrPortFrom(n.id, a.Port())
 	}
-	if a.Port() == 80 {
-		return "http://" + a.Addr().String()
-	}
-	return "http://" + a.String()
+	return base("http", a, 80)
 }
 
 // scriptURL is what iPXE is told to load. It expands the settings itself: they
@@ -36,6 +33,24 @@ func (s *Server) scriptURL(n *network, m Machine) string {
 
 func (s *Server) fileURL(n *network, name string) string {
 	return s.base(n) + filePath + escapePath(name)
+}
+
+// loaderURL is where UEFI HTTP clients of n fetch their loader. A shim or a GRUB
+// that came by TLS stays with it.
+func (s *Server) loaderURL(n *network, name string) string {
+	if !n.HTTPS.IsValid() {
+		return s.fileURL(n, name)
+	}
+	return base("https", n.HTTPS, 443) + filePath + escapePath(name)
+}
+
+// base is the URL of a server, as short as it can be: some firmware takes no
+// port that is the usual one.
+func base(scheme string, a netip.AddrPort, usual uint16) string {
+	if a.Port() == usual {
+		return scheme + "://" + a.Addr().String()
+	}
+	return scheme + "://" + a.String()
 }
 
 func escapePath(name string) string { return (&url.URL{Path: name}).EscapedPath() }

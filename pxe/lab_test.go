@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type serverSpec struct {
 	Files   map[string]string // name: path
 	Boots   map[string]Boot   // by MAC; "" is for all others
 	Then    Boot              // once a machine has its script, it gets this at the next, if set
+	TLS     string            // certificate and key of HTTPS boot, as PEM; may be empty
 	NoHTTP  bool              // a second server cannot have the port, and is not about it
 }
 
@@ -129,6 +131,17 @@ func serveSpec(text string) error {
 		srv := &http.Server{Handler: s.Handler()}
 		go srv.Serve(l)
 		defer srv.Close()
+		if spec.TLS != "" {
+			cert, err := tls.LoadX509KeyPair(spec.TLS, spec.TLS)
+			if err != nil {
+				return err
+			}
+			l, err := tls.Listen("tcp4", ":443", FirmwareTLS(cert))
+			if err != nil {
+				return err
+			}
+			go srv.Serve(l)
+		}
 	}
 	go func() {
 		<-s.Ready()

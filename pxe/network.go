@@ -23,10 +23,11 @@ type Network struct {
 	Servers             []netip.Addr       // DHCP servers of the hall that are no rivals
 	Router              netip.Addr         // may be invalid: none
 	DNS                 []netip.Addr
-	LeaseTime           time.Duration // 0: one hour
-	RouterAdvertisement bool          // answer IPv6 router solicitations with an empty advertisement
-	Known               []MAC         // machines of the site: strangers never use up the addresses they may need
-	Rules               Rules         // whom to answer; the zero Rules name everybody
+	LeaseTime           time.Duration  // 0: one hour
+	RouterAdvertisement bool           // answer IPv6 router solicitations with an empty advertisement
+	HTTPS               netip.AddrPort // where UEFI HTTP clients fetch their loader by TLS; invalid: they fetch it in clear
+	Known               []MAC          // machines of the site: strangers never use up the addresses they may need
+	Rules               Rules          // whom to answer; the zero Rules name everybody
 }
 
 // Range is a range of addresses, both ends included.
@@ -113,6 +114,9 @@ func (n *Network) validate() error {
 	}
 	if err := n.validateMode(); err != nil {
 		return err
+	}
+	if n.HTTPS != (netip.AddrPort{}) && (!n.HTTPS.Addr().Is4() || n.HTTPS.Addr().IsUnspecified() || n.HTTPS.Port() == 0) {
+		return fmt.Errorf("HTTPS boot at %s: machines cannot be told that address", n.HTTPS)
 	}
 	pool := n.Pool != Range{}
 	if pool {

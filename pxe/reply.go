@@ -175,7 +175,7 @@ func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) s
 	switch {
 	case c.via == byHTTP:
 		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
-		file(s.fileURL(n, c.file))
+		file(s.loaderURL(n, c.file))
 		return c.why
 	case r.machine.Arch == BIOS && !beside:
 		// Nothing of PXE but the file: a PXE ROM that is told PXEClient looks
