@@ -17,11 +17,13 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"smelt/internal/secureboot"
+	"smelt/pxe"
 )
 
 // siteKey is the key that signs permits and, unless the site signs offline,
@@ -102,6 +104,48 @@ func secureBootKey(state, site string) (key secureboot.Key, err error) {
 		return key, fmt.Errorf("%s: %w; restore both files from a backup, or move both away to make new ones (machines that know the old certificate start nothing of ours then)", path, err)
 	}
 	return key, nil
+}
+
+// bootCA signs the certificate of HTTPS boot. Firmware is told to trust it:
+// smelt secureboot export.
+func bootCA(state, site string) (key *rsa.PrivateKey, cert []byte, err error) {
+	path := filepath.Join(state, "boot-ca.key")
+	k, err := keyFile(path, func() (crypto.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, secureboot.Bits) })
+	if err != nil {
+		return nil, nil, err
+	}
+	key, ok := k.(*rsa.PrivateKey)
+	if !ok {
+		return nil, nil, fmt.Errorf("%s: want an RSA key, found %T", path, k)
+	}
+	path = filepath.Join(state, "boot-ca.cer")
+	cert, err = os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if cert, err = secureboot.NewCA(key, site); err == nil {
+			err = writeNew(path, cert)
+		}
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("boot CA: %w", err)
+	}
+	return key, cert, nil
+}
+
+// bootTLS is the configuration of the listener for HTTPS boot.
+func bootTLS(state, site, addr string) (*tls.Config, error) {
+	a, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	key, ca, err := bootCA(state, site)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := secureboot.ServerCertificate(key, ca, a.Addr())
+	if err != nil {
+		return nil, fmt.Errorf("certificate of HTTPS boot: %w; restore boot-ca.key and boot-ca.cer in %s from a backup, or move both away to make new ones (firmware that knows the old CA fetches nothing then)", err, state)
+	}
+	return pxe.FirmwareTLS(cert), nil
 }
 
 // keyFile reads a PKCS #8 key, or makes it when there is none. A file that is

@@ -40,13 +40,17 @@ was changed on the way.`,
 			if err != nil {
 				return err
 			}
-			return say(c, exportKey(key, args[0], time.Now()), "The certificate is in %s; %s says how to enrol machines.", args[0], filepath.Join(args[0], "README.txt"))
+			_, ca, err := bootCA(site.State, site.Name)
+			if err != nil {
+				return err
+			}
+			return say(c, exportKeys(key, ca, args[0], time.Now()), "The certificate is in %s; %s says how to enrol machines.", args[0], filepath.Join(args[0], "README.txt"))
 		},
 	}
 }
 
-// exportKey writes the files that enrolText names.
-func exportKey(key secureboot.Key, dir string, now time.Time) error {
+// exportKeys writes the files that enrolText names.
+func exportKeys(key secureboot.Key, ca []byte, dir string, now time.Time) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -55,6 +59,10 @@ func exportKey(key secureboot.Key, dir string, now time.Time) error {
 		"smelt.pem":  pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: key.Certificate()}),
 		"smelt.esl":  key.List(),
 		"README.txt": []byte(enrolText),
+
+		"boot-ca.cer": ca,
+		"boot-ca.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca}),
+		"boot-ca.esl": secureboot.List(ca),
 	}
 	for _, d := range []secureboot.Database{secureboot.DB, secureboot.KEK, secureboot.PK} {
 		b, err := key.Variable(d, now)

@@ -152,18 +152,27 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	public.Handle("/boot/", netboot.Handler())
 	public.Handle("/images/", http.StripPrefix("/images", imgs.Handler()))
 	tasks := []task{conductor, netboot}
-	for _, l := range []struct {
+	type listener struct {
 		name, addr string
 		srv        *http.Server
 		tls        *tls.Config
 		machines   bool // any machine of a network reaches it, before anybody knows it
-	}{
+	}
+	listeners := []listener{
 		// A plain handler in front of the mux: ServeMux redirects paths that it
 		// cleans, and firmware does not follow (tianocore/edk2#9714).
 		{"boot http", site.Listen.Boot, pxe.HTTPServer(noRedirect(netboot.Handler(), public)), nil, true},
 		{"agents", site.Listen.Agent, webServer(front.Agent()), &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, false},
 		{"pages", site.Listen.UI, webServer(front.UI()), nil, false},
-	} {
+	}
+	if site.Listen.BootTLS != "" {
+		conf, err := bootTLS(site.State, site.Name, site.Listen.BootTLS)
+		if err != nil {
+			return err
+		}
+		listeners = append(listeners, listener{"boot https", site.Listen.BootTLS, pxe.HTTPServer(netboot.Handler()), conf, true})
+	}
+	for _, l := range listeners {
 		ln, err := listen(l.addr)
 		if err != nil {
 			return fmt.Errorf("listen for %s: %w", l.name, err)

@@ -65,8 +65,13 @@ func networks(site *config.Site) []pxe.Network {
 	}
 	var out []pxe.Network
 	for _, n := range site.Networks {
+		var secure netip.AddrPort
+		if n.HTTPS {
+			secure = netip.MustParseAddrPort(site.Listen.BootTLS) // the site was checked
+		}
 		w := pxe.Network{
-			Name: n.Name, Mode: modes[n.Mode], Interface: n.Interface, Address: n.Address, Subnet: n.Subnet, Relays: n.Relays, Servers: n.Servers,
+			HTTPS: secure,
+			Name:  n.Name, Mode: modes[n.Mode], Interface: n.Interface, Address: n.Address, Subnet: n.Subnet, Relays: n.Relays, Servers: n.Servers,
 			Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last}, Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement,
 			Fixed: map[pxe.MAC]netip.Addr{}, Known: known, Rules: pxe.Rules{Allow: matches(site, n.Allow), Deny: matches(site, n.Deny)},
 		}

@@ -10,7 +10,7 @@ import (
 func (p *parser) networks(raw []rawNetwork) {
 	names := map[string]int{}
 	for _, r := range raw {
-		n := Network{Name: p.word(r.Name), Mode: "authoritative", Interface: r.Interface.v, RouterAdvertisement: r.RA.v}
+		n := Network{Name: p.word(r.Name), Mode: "authoritative", Interface: r.Interface.v, RouterAdvertisement: r.RA.v, HTTPS: r.HTTPS.v}
 		if r.Mode.v != "" {
 			n.Mode = r.Mode.v
 		}
@@ -19,6 +19,9 @@ func (p *parser) networks(raw []rawNetwork) {
 			p.fail(r.Interface.at, "see: ip -br link", "%q is too long for an interface", clip(n.Interface))
 		}
 		p.networkKeys(r, n.Mode)
+		if n.HTTPS && p.site.Listen.BootTLS == "" {
+			p.fail(r.HTTPS.at, "add bootTLS to listen, for example bootTLS: 10.20.0.1:443", "network %s has https, and nothing serves it", n.Name)
+		}
 		n.Address = p.prefix(r.Address, "10.20.0.1/16")
 		if n.Address.IsValid() && n.Address.Addr() == n.Address.Masked().Addr() {
 			p.fail(r.Address.at, "give this server's own address on it", "%s is the network, not an address in it", n.Address)
@@ -80,7 +83,7 @@ func (p *parser) networkKeys(r rawNetwork, mode string) {
 	case "observe":
 		p.refuses("mode observe", relayed)
 		p.refuses("mode observe, where nobody is answered,", gives)
-		p.refuses("mode observe, where nobody is answered,", map[string]at{"routerAdvertisement": r.RA.at, "allow": r.Allow.at, "deny": r.Deny.at})
+		p.refuses("mode observe, where nobody is answered,", map[string]at{"routerAdvertisement": r.RA.at, "https": r.HTTPS.at, "allow": r.Allow.at, "deny": r.Deny.at})
 	}
 }
 

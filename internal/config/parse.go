@@ -136,7 +136,8 @@ func (p *parser) listen(raw rawListen) {
 	p.unique(seen, raw.Agent.at, "listen address", raw.Agent.v)
 	p.unique(seen, raw.UI.at, "listen address", raw.UI.v)
 	// Machines are told these two as they stand here: "every address" is none.
-	for _, t := range []text{raw.Boot, raw.Agent} {
+	p.unique(seen, raw.BootTLS.at, "listen address", raw.BootTLS.v)
+	for _, t := range []text{raw.Boot, raw.BootTLS, raw.Agent} {
 		if a, err := netip.ParseAddrPort(t.v); t.v != "" && (err != nil || !a.Addr().Is4() || a.Addr().IsUnspecified() || a.Port() == 0) {
 			p.fail(t.at, "write this server's own address on the machines' network, for example 10.20.0.1:8443", "machines cannot be told %q", clip(t.v))
 		}
@@ -153,7 +154,7 @@ func (p *parser) listen(raw rawListen) {
 			p.fail(raw.UI.at, "write 127.0.0.1:8480 and put a TLS proxy, a VPN or ssh -L in front", "operators' tokens would cross the network in clear on %q", clip(raw.UI.v))
 		}
 	}
-	p.site.Listen = Listen{Boot: raw.Boot.v, Agent: raw.Agent.v, UI: raw.UI.v}
+	p.site.Listen = Listen{Boot: raw.Boot.v, BootTLS: raw.BootTLS.v, Agent: raw.Agent.v, UI: raw.UI.v}
 }
 
 // hostport checks HOST:PORT. A listener may leave the host out and may ask for

@@ -37,9 +37,10 @@ type rawSite struct {
 
 type rawListen struct {
 	at
-	Boot  text `yaml:"boot" need:"yes" format:"addrport" doc:"plain HTTP for boot files and images: ADDRESS:PORT, as machines are told it"`
-	Agent text `yaml:"agent" need:"yes" format:"addrport" doc:"HTTPS for agents: ADDRESS:PORT, as machines are told it"`
-	UI    text `yaml:"ui" need:"yes" format:"listen" doc:"API and pages for people: HOST:PORT, fd:N or systemd"`
+	Boot    text `yaml:"boot" need:"yes" format:"addrport" doc:"plain HTTP for boot files and images: ADDRESS:PORT, as machines are told it"`
+	BootTLS text `yaml:"bootTLS" format:"addrport" doc:"HTTPS for the loaders of UEFI firmware: ADDRESS:PORT, as machines are told it; for networks with https: true"`
+	Agent   text `yaml:"agent" need:"yes" format:"addrport" doc:"HTTPS for agents: ADDRESS:PORT, as machines are told it"`
+	UI      text `yaml:"ui" need:"yes" format:"listen" doc:"API and pages for people: HOST:PORT, fd:N or systemd"`
 }
 
 type rawNetwork struct {
@@ -55,6 +56,7 @@ type rawNetwork struct {
 	Router    text    `yaml:"router" format:"address" doc:"default gateway given to machines"`
 	DNS       []text  `yaml:"dns" format:"address" doc:"name servers given to machines"`
 	RA        flag    `yaml:"routerAdvertisement" doc:"answer IPv6 router solicitations with an empty one: iPXE starts sooner"`
+	HTTPS     flag    `yaml:"https" doc:"UEFI HTTP clients fetch their loader by HTTPS; their firmware must know the site's boot CA: smelt secureboot export"`
 	Allow     rawRule `yaml:"allow" doc:"when given, only these machines are answered"`
 	Deny      rawRule `yaml:"deny" doc:"these machines are not answered, whatever allow says"`
 }

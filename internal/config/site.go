@@ -35,10 +35,10 @@ type Store struct {
 	Postgres SecretRef
 }
 
-// Listen holds the addresses of the three listeners. UI may also be "fd:N" or
+// Listen holds the addresses of the listeners. BootTLS may be empty: none. UI may also be "fd:N" or
 // "systemd" (an inherited socket).
 type Listen struct {
-	Boot, Agent, UI string
+	Boot, BootTLS, Agent, UI string
 }
 
 // A Network is one that machines boot on.
@@ -54,6 +54,7 @@ type Network struct {
 	Router              netip.Addr   // may be invalid: none
 	DNS                 []netip.Addr
 	RouterAdvertisement bool
+	HTTPS               bool // loaders of UEFI HTTP clients come from Listen.BootTLS
 	Allow, Deny         Rule
 }
 

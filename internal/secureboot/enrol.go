@@ -48,16 +48,18 @@ func (d Database) vendor() guid {
 	return guidGlobal
 }
 
-// List is k's certificate as an EFI_SIGNATURE_LIST (section 32.4.1), which is
-// what firmware's menus and Redfish take as .esl.
-func (k Key) List() []byte {
-	size := 16 + len(k.cert.Raw) // owner and certificate
+// List is k's certificate as firmware's menus and Redfish take it as .esl.
+func (k Key) List() []byte { return List(k.cert.Raw) }
+
+// List is a certificate as an EFI_SIGNATURE_LIST (section 32.4.1).
+func List(certificate []byte) []byte {
+	size := 16 + len(certificate) // owner and certificate
 	b := slices.Clone(guidX509[:])
 	b = binary.LittleEndian.AppendUint32(b, uint32(28+size))
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	b = binary.LittleEndian.AppendUint32(b, uint32(size))
 	b = append(b, guidOwner[:]...)
-	return append(b, k.cert.Raw...)
+	return append(b, certificate...)
 }
 
 // The attributes of these variables (section 8.2.1): kept, seen by firmware and

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"time"
 )
 
 // Key signs what firmware starts.
@@ -32,23 +31,12 @@ const Bits = 2048
 // NewCertificate makes the certificate of a key that signs for a site. It is
 // what firmware is enrolled with, so it is made once and kept.
 func NewCertificate(private *rsa.PrivateKey, site string) ([]byte, error) {
-	spki, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	tmpl, err := template(&private.PublicKey, "Smelt Secure Boot "+site)
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(spki)
-	sum[0] &= 0x7f // a positive number
-	tmpl := &x509.Certificate{
-		SerialNumber: new(big.Int).SetBytes(sum[:16]),
-		Subject:      pkix.Name{CommonName: "Smelt Secure Boot " + site},
-		// Firmware looks at no date, and its clock is often dead. Some cannot
-		// read the form that dates from 2050 on have (RFC 5280 section 4.1.2.5).
-		NotBefore:             time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC),
-		NotAfter:              time.Date(2049, 12, 31, 23, 59, 59, 0, time.UTC),
-		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-	}
+	tmpl.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign
+	tmpl.BasicConstraintsValid, tmpl.IsCA = true, true
 	return x509.CreateCertificate(rand.Reader, tmpl, tmpl, &private.PublicKey, private)
 }
 
