@@ -65,7 +65,12 @@ func openLink(name string, addrs []netip.Addr, boot bool) (*link, error) {
 func openPort(name string, port int, who string) (*ipv4.PacketConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var serr error
-		err := c.Control(func(fd uintptr) { serr = unix.BindToDevice(int(fd), name) })
+		err := c.Control(func(fd uintptr) {
+			serr = unix.BindToDevice(int(fd), name)
+			// A hall that powers on at once sends more than fits in a usual buffer;
+			// one that may not be enlarged still does.
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+		})
 		return errors.Join(err, serr)
 	}}
 	pc, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf(":%d", port))

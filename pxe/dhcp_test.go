@@ -470,6 +470,9 @@ func FuzzDHCP(f *testing.F) {
 		f.Add(message{kind: dhcpv4.MessageTypeDiscover, mac: unknown, options: o}.bytes(f), false)
 		f.Add(message{kind: dhcpv4.MessageTypeRequest, mac: known, want: "10.77.0.11", options: with(o, 52, []byte{3})}.bytes(f), true)
 	}
+	for _, b := range captures(f) {
+		f.Add(b, false)
+	}
 	f.Add(message{kind: dhcpv4.MessageTypeDecline, mac: unknown, want: "10.77.0.100", giaddr: "10.77.0.9", options: map[uint8][]byte{82: {1, 200, 3}}}.bytes(f), false)
 	s := testServer(f, tableBooter{"": {Action: Hold}})
 	f.Fuzz(func(t *testing.T, data []byte, unicast bool) {

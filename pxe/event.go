@@ -86,6 +86,7 @@ type recorder struct {
 	observe func(Event)
 	queue   chan Event
 	stats   stats
+	loud    *throttle // of the lines about boots
 
 	mu   sync.Mutex
 	byID map[MAC]*list.Element // of *history
@@ -106,7 +107,7 @@ type history struct {
 }
 
 func newRecorder(log *slog.Logger, observe func(Event)) *recorder {
-	return &recorder{log: log, observe: observe, queue: make(chan Event, 1024), byID: make(map[MAC]*list.Element)}
+	return &recorder{log: log, observe: observe, queue: make(chan Event, 1024), loud: newThrottle(rate{100, 5000}, 1), byID: make(map[MAC]*list.Element)}
 }
 
 // record logs e, keeps it, and hands it to the observer unless that one lags.
@@ -114,6 +115,8 @@ func (r *recorder) record(e Event) {
 	level := slog.LevelInfo
 	if e.Machine.Stage == 0 {
 		level = slog.LevelDebug // not a boot: an ordinary lease of an ordinary system
+	} else if !allow(r.loud, 0, e.At) {
+		level = slog.LevelDebug // whoever makes up machines does not fill the disk
 	}
 	r.log.Log(context.Background(), level, "boot: "+e.Kind, "mac", e.Machine.MAC, "addr", e.Machine.Addr, "arch", uint16(e.Machine.Arch),
 		"ipxe", e.Machine.IPXE, "answer", e.Answer, "why", e.Why)

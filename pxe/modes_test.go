@@ -1,8 +1,15 @@
 package pxe
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
@@ -92,5 +99,96 @@ func TestModes(t *testing.T) {
 		{"relay: refused", boot, leased, message{kind: request, mac: other, want: "10.78.0.100", giaddr: "10.78.0.1", options: sub()}},
 		{"relay: release without it", boot, leased, message{kind: dhcpv4.MessageTypeRelease, mac: unknown, ciaddr: "10.78.0.100", src: "10.78.0.100:68", unicast: true}},
 		{"relay: broken option 82", boot, nil, message{kind: discover, mac: unknown, giaddr: "10.78.0.1", options: with(linux, 82, []byte{1, 9, 'x'})}},
+	})
+}
+
+// captures are what firmware of the lab was seen to send.
+func captures(t testing.TB) [][]byte {
+	files, err := filepath.Glob(filepath.Join("testdata", "discover", "*.hex"))
+	if err != nil || len(files) == 0 {
+		t.Fatal("no captures", err)
+	}
+	var out [][]byte
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+		if err != nil {
+			t.Fatalf("%s: %v", f, err)
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+// FuzzModes: whatever comes to ports 67 and 4011 beside another DHCP server or
+// through relays, no address is given that is not ours to give, nothing goes to
+// who did not ask, and what is sent can be read.
+func FuzzModes(f *testing.F) {
+	relayed := []byte{10, 78, 0, 1}
+	for _, b := range captures(f) {
+		for _, boot := range []bool{false, true} {
+			f.Add(b, uint32(0x0a4d003c), boot, boot)
+			r := append([]byte(nil), b...)
+			copy(r[24:], relayed)
+			f.Add(r, uint32(0x0a4e0001), true, boot)
+		}
+	}
+	for _, kind := range []dhcpv4.MessageType{1, 3, 4, 7, 8} {
+		for _, o := range []map[uint8][]byte{linux, ipxeROM, pxeUEFI, httpUEFI} {
+			f.Add(message{kind: kind, mac: unknown, ciaddr: "10.77.0.60", options: with(o, 43, []byte{71, 4, 0, 1, 0, 0})}.bytes(f), uint32(0x0a4d003c), true, true)
+			f.Add(message{kind: kind, mac: known, ciaddr: "10.78.0.11", server: "10.77.0.1", options: o}.bytes(f), uint32(0x0a4e000b), true, false)
+			f.Add(message{kind: kind, mac: known, want: "10.78.0.11", giaddr: "10.78.0.1", options: with(o, 82, []byte{1, 1, 'x', 5, 4, 10, 79, 0, 0, 11, 4, 10, 78, 0, 1})}.bytes(f), uint32(0x0a4e0001), true, false)
+		}
+	}
+	s := modesServer(f, tableBooter{"": {Action: Hold, Why: "x"}})
+	relays := []netip.Addr{netip.MustParseAddr("10.78.0.1"), netip.MustParseAddr("192.0.2.5")}
+	f.Fuzz(func(t *testing.T, data []byte, from uint32, unicast, boot bool) {
+		var src [4]byte
+		binary.BigEndian.PutUint32(src[:], from)
+		p := packet{data: data, src: netip.AddrPortFrom(netip.AddrFrom4(src), clientPort), unicast: unicast || boot, boot: boot}
+		s.limits.circuits = newThrottle(circuitRate, 1)
+		a, e := decide(s, p, time.Now())
+		if e.Answer == "" || e.Why == "" {
+			t.Fatalf("a decision without a reason: %+v", e)
+		}
+		if a == nil {
+			return
+		}
+		wire := a.msg.ToBytes()
+		m, err := dhcpv4.FromBytes(wire)
+		if err != nil {
+			t.Fatalf("answer cannot be read: %v", err)
+		}
+		to := a.to.addr.Addr()
+		switch {
+		case a.to.addr == broadcast, slices.Contains(relays, to) && a.to.addr.Port() == serverPort:
+		case s.networkOf(to) == nil:
+			t.Fatalf("sent to %s, which is none of ours: %s", a.to.addr, m.Summary())
+		case boot && to != p.src.Addr():
+			t.Fatalf("a boot server answers %s for %s", to, p.src)
+		}
+		if len(wire) > 1500-headerSize {
+			t.Fatalf("an answer of %d bytes", len(wire))
+		}
+		ip, ok := netip.AddrFromSlice(m.YourIPAddr.To4())
+		if n := s.networkOf(ip); ok && !ip.IsUnspecified() && (n == nil || n.Mode != Relay || boot) {
+			t.Fatalf("gives %s: %s", ip, m.Summary())
+		}
+		r, err := parseRequest(data)
+		if err != nil {
+			t.Fatalf("an answer to what cannot be read: %v", err)
+		}
+		if MAC(m.ClientHWAddr) != r.machine.MAC || m.TransactionID != r.msg.TransactionID || m.OpCode != dhcpv4.OpcodeBootReply {
+			t.Fatalf("answer to somebody else: %v", m)
+		}
+		if !r.giaddr.IsValid() && m.MessageType() == dhcpv4.MessageTypeNak && a.to.addr == broadcast {
+			t.Fatalf("a NAK on a wire whose addresses are not ours: %s", m.Summary())
+		}
+		if r.client == plain4 && (m.Options.Has(dhcpv4.OptionVendorSpecificInformation) || m.Options.Has(optEtherboot) || m.BootFileName != "") {
+			t.Fatalf("boot options for a plain client: %v", m.Summary())
+		}
 	})
 }
