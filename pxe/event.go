@@ -14,7 +14,7 @@ import (
 type Event struct {
 	At      time.Time
 	Machine Machine
-	Kind    string // dhcp discover, dhcp request, ..., tftp NAME, file NAME, script, orders
+	Kind    string // dhcp discover, dhcp request, ..., dhcp6 solicit, ..., tftp NAME, file NAME, script, orders
 	Answer  string
 	Why     string
 	Times   int       // in a row, when it asked the same and got the same; At is the last of them
@@ -36,6 +36,12 @@ func (e Event) Asked() string {
 		return as + map[string]string{
 			"discover": "looked for a DHCP server", "request": "asked for an address", "inform": "asked for settings",
 			"decline": "found its address in use", "release": "gave its address back",
+		}[rest]
+	case "dhcp6":
+		return as + map[string]string{
+			"solicit": "looked for a DHCPv6 server", "request": "asked for an IPv6 address", "confirm": "asked whether its IPv6 address is right here",
+			"renew": "asked to keep its IPv6 address", "rebind": "asked to keep its IPv6 address", "information-request": "asked for IPv6 settings",
+			"decline": "found its IPv6 address in use", "release": "gave its IPv6 address back",
 		}[rest]
 	case "tftp":
 		return "it fetched " + rest + " by TFTP"
@@ -187,6 +193,11 @@ func (r *recorder) count(e Event) {
 		r.stats.dhcp.add(1, e.Machine.Network, rest)
 		if answer == "offer" || answer == "ack" || answer == "nak" {
 			r.stats.dhcp.add(1, e.Machine.Network, answer)
+		}
+	case "dhcp6":
+		r.stats.dhcp.add(1, e.Machine.Network, rest+"6")
+		if answer == "advertise" || answer == "reply" {
+			r.stats.dhcp.add(1, e.Machine.Network, answer+"6")
 		}
 	case "script", "orders", "grub":
 		r.stats.scripts.add(1, e.Answer)

@@ -177,7 +177,8 @@ func (s *Server) serveGRUB(w http.ResponseWriter, r *http.Request, name string) 
 	}
 	text := ""
 	if err == nil {
-		text, err = grubFor(b, s.base(n), []string{"smelt.boot=" + s.base(n), "smelt.via=" + string(Shim), "BOOTIF=01-" + strings.ReplaceAll(mac.String(), ":", "-")})
+		system := s.base(&network{id: n.Address.Addr()}) // the RAM system uses IPv4, whatever brought it
+		text, err = grubFor(b, s.base(n), []string{"smelt.boot=" + system, "smelt.via=" + string(Shim), "BOOTIF=01-" + strings.ReplaceAll(mac.String(), ":", "-")})
 	}
 	if err != nil {
 		b = Boot{Action: Hold, Why: "not decided: " + plain(err.Error(), 200), Screen: b.Screen}

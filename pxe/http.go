@@ -19,7 +19,7 @@ const (
 // base is where machines of n reach boot HTTP.
 func (s *Server) base(n *network) string {
 	a := s.http
-	if a.Addr().IsUnspecified() {
+	if a.Addr().IsUnspecified() || n.id.Is6() {
 		a = netip.AddrPortFrom(n.id, a.Port())
 	}
 	return base("http", a, 80)
@@ -47,10 +47,7 @@ func (s *Server) loaderURL(n *network, name string) string {
 // base is the URL of a server, as short as it can be: some firmware takes no
 // port that is the usual one.
 func base(scheme string, a netip.AddrPort, usual uint16) string {
-	if a.Port() == usual {
-		return scheme + "://" + a.Addr().String()
-	}
-	return scheme + "://" + a.String()
+	return scheme + "://" + strings.TrimSuffix(a.String(), fmt.Sprintf(":%d", usual)) // an IPv6 address stays in brackets
 }
 
 func escapePath(name string) string { return (&url.URL{Path: name}).EscapedPath() }

@@ -40,6 +40,7 @@ type serverSpec struct {
 	Then    Boot              // once a machine has its script, it gets this at the next, if set
 	TLS     string            // certificate and key of HTTPS boot, as PEM; may be empty
 	NoHTTP  bool              // a second server cannot have the port, and is not about it
+	Not4    bool              // see not4
 }
 
 func TestMain(m *testing.M) {
@@ -108,6 +109,9 @@ func serveSpec(text string) error {
 	if spec.Then.Action != 0 {
 		booter = &onceBooter{first: spec.Boots, then: spec.Then, done: make(map[MAC]bool)}
 	}
+	if spec.Not4 {
+		booter = not4{booter}
+	}
 	var mu sync.Mutex
 	out := json.NewEncoder(os.Stdout)
 	s, err := New(Config{
@@ -124,7 +128,7 @@ func serveSpec(text string) error {
 		return err
 	}
 	if !spec.NoHTTP {
-		l, err := net.Listen("tcp4", ":80")
+		l, err := net.Listen("tcp", ":80")
 		if err != nil {
 			return err
 		}

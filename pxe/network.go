@@ -25,6 +25,7 @@ type Network struct {
 	DNS                 []netip.Addr
 	LeaseTime           time.Duration  // 0: one hour
 	RouterAdvertisement bool           // answer IPv6 router solicitations with an empty advertisement
+	IPv6                netip.Prefix   // ours on it, already configured; invalid: no boot over IPv6
 	HTTPS               netip.AddrPort // where UEFI HTTP clients fetch their loader by TLS; invalid: they fetch it in clear
 	Known               []MAC          // machines of the site: strangers never use up the addresses they may need
 	Rules               Rules          // whom to answer; the zero Rules name everybody
@@ -60,6 +61,7 @@ type network struct {
 	neighbours neighbours // who has which address, where leases cannot know
 	prober     *prober    // nil before Run, and where nobody could answer
 	rivals     *rivals    // nil where nobody listens to other servers
+	v6         *network   // as machines see it that boot over IPv6; nil: none may
 }
 
 func newNetwork(n Network) (*network, error) {
@@ -83,7 +85,11 @@ func newNetwork(n Network) (*network, error) {
 	for m := range n.Fixed {
 		known[m] = true
 	}
-	return &network{Network: n, id: n.Address.Addr(), rules: rules, known: known, leases: newLeases(n, known, nil)}, nil
+	out := &network{Network: n, id: n.Address.Addr(), rules: rules, known: known, leases: newLeases(n, known, nil)}
+	if n.IPv6.IsValid() {
+		out.v6 = &network{Network: n, id: n.IPv6.Addr(), rules: rules, known: known, leases: out.leases}
+	}
+	return out, nil
 }
 
 // apart reports why n and o cannot be served together: whose machine is it
@@ -96,6 +102,8 @@ func (n *network) apart(o *network) error {
 		return fmt.Errorf("%s overlaps %s on %s", n.machines(), o.machines(), o.Interface)
 	case n.Subnet.Overlaps(o.Address), o.Subnet.Overlaps(n.Address):
 		return fmt.Errorf("one of %s and %s is behind relays and on a wire of ours as well", n.machines(), o.machines())
+	case n.IPv6.Overlaps(o.IPv6):
+		return fmt.Errorf("%s is on %s as well", n.IPv6.Masked(), o.Interface)
 	case n.Interface != o.Interface && n.Address.Overlaps(o.Address):
 		return fmt.Errorf("%s overlaps %s on %s", n.Address.Masked(), o.Address.Masked(), o.Interface)
 	}
@@ -117,6 +125,9 @@ func (n *Network) validate() error {
 	}
 	if n.HTTPS != (netip.AddrPort{}) && (!n.HTTPS.Addr().Is4() || n.HTTPS.Addr().IsUnspecified() || n.HTTPS.Port() == 0) {
 		return fmt.Errorf("HTTPS boot at %s: machines cannot be told that address", n.HTTPS)
+	}
+	if err := n.validate6(); err != nil {
+		return err
 	}
 	pool := n.Pool != Range{}
 	if pool {

@@ -2,9 +2,11 @@ package pxe
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"syscall"
 	"time"
 
@@ -17,9 +19,13 @@ import (
 // of zero). iPXE sends solicitations before it uses IPv4 and waits for every
 // retry of them; told at once that there is no IPv6, it goes on some 16
 // seconds earlier.
+//
+// On a network that boots over IPv6 the advertisement says so, and that
+// addresses come by DHCPv6. It still names no router.
 type advertiser struct {
-	iface *net.Interface
-	conn  *ipv6.PacketConn
+	iface  *net.Interface
+	conn   *ipv6.PacketConn
+	answer []byte
 }
 
 var (
@@ -30,7 +36,7 @@ var (
 // RFC 4861 section 6.2.6 asks for this much between two advertisements to all.
 const minDelayBetweenRAs = 3 * time.Second
 
-func openAdvertiser(name string) (*advertiser, error) {
+func openAdvertiser(name string, prefix netip.Prefix) (*advertiser, error) {
 	iface, err := net.InterfaceByName(name)
 	if err != nil {
 		return nil, err
@@ -60,12 +66,27 @@ func openAdvertiser(name string) (*advertiser, error) {
 		conn.Close()
 		return nil, err
 	}
-	return &advertiser{iface, conn}, nil
+	return &advertiser{iface, conn, advertisement(prefix)}, nil
 }
 
 // advertisement: type 134, code 0, checksum (the kernel's), hop limit
-// unspecified, no flags, lifetime 0, reachable and retransmit unspecified.
-var advertisement = []byte{134, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+// unspecified, no flags, lifetime 0, reachable and retransmit unspecified; with
+// a prefix the flags M and O, and that the prefix is on this wire but no source
+// of addresses (RFC 4861 sections 4.2 and 4.6.2).
+func advertisement(prefix netip.Prefix) []byte {
+	b := make([]byte, 16)
+	b[0] = 134
+	if !prefix.IsValid() {
+		return b
+	}
+	const month = 30 * 24 * 60 * 60
+	b[5] = 0x80 | 0x40
+	b = append(b, 3, 4, byte(prefix.Bits()), 0x80)
+	b = binary.BigEndian.AppendUint32(b, month) // valid lifetime: it is told only to those who ask
+	b = binary.BigEndian.AppendUint32(b, month)
+	b = append(b, 0, 0, 0, 0)
+	return append(b, prefix.Masked().Addr().AsSlice()...)
+}
 
 // run answers until ctx ends.
 func (a *advertiser) run(ctx context.Context) error {
@@ -95,6 +116,6 @@ func (a *advertiser) run(ctx context.Context) error {
 			to.IP = allNodes
 		}
 		// Lost like any datagram: the machine asks again, or waits a while.
-		_, _ = a.conn.WriteTo(advertisement, &ipv6.ControlMessage{HopLimit: 255, IfIndex: a.iface.Index}, to)
+		_, _ = a.conn.WriteTo(a.answer, &ipv6.ControlMessage{HopLimit: 255, IfIndex: a.iface.Index}, to)
 	}
 }

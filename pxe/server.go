@@ -155,8 +155,15 @@ func (s *Server) Run(ctx context.Context) error {
 			undo = append(undo, func() { n.prober.file.Close() })
 			tasks = append(tasks, n.prober.run)
 		}
-		if n != nil && n.RouterAdvertisement {
-			a, err := openAdvertiser(g.name)
+		if n != nil && n.v6 != nil {
+			run, close6, err := s.open6(n.v6)
+			undo = append(undo, close6...)
+			if err != nil {
+				return fail(err)
+			}
+			tasks = append(tasks, run...)
+		} else if n != nil && n.RouterAdvertisement {
+			a, err := openAdvertiser(g.name, netip.Prefix{})
 			if err != nil {
 				// It only makes iPXE faster: a site without IPv6 still boots.
 				s.log.Warn("boot: router solicitations are not answered, iPXE starts slower", "interface", g.name, "err", err)
@@ -225,6 +232,9 @@ func (s *Server) networkOf(a netip.Addr) *network {
 		if n.machines().Contains(a) {
 			return n
 		}
+		if n.IPv6.Contains(a) {
+			return n.v6
+		}
 	}
 	return nil
 }
@@ -241,7 +251,7 @@ func (s *Server) holder(a netip.Addr, now time.Time) (MAC, bool) {
 	switch {
 	case n == nil:
 		return MAC{}, false
-	case n.gives():
+	case n.gives() && a.Is4():
 		return n.leases.holder(a, now)
 	}
 	return n.neighbours.holder(a)
@@ -258,6 +268,9 @@ func (s *Server) networkFor(r *http.Request, client netip.Addr) *network {
 		for _, n := range s.networks {
 			if n.id == local || n.machines().Contains(local) {
 				return n
+			}
+			if n.IPv6.Contains(local) {
+				return n.v6
 			}
 		}
 	}

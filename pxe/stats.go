@@ -58,7 +58,7 @@ type stats struct {
 
 // Stats is what the server did since it started.
 type Stats struct {
-	DHCP      []Count // network; discover, request, ... as heard, offer, ack, nak as sent
+	DHCP      []Count // network; discover, request, ... as heard, offer, ack, nak as sent; of DHCPv6 solicit6, request6, ..., advertise6, reply6
 	Dropped   []Count // protocol, reason
 	TFTP      []Count // result
 	TFTPBytes uint64

@@ -22,7 +22,7 @@ type tftpServer struct {
 
 func openTFTP(s *Server, n *network) (*tftpServer, error) {
 	// Our address and not ":69", so that answers leave from it.
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(n.id, tftpPort)))
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(n.id, tftpPort)))
 	if err != nil {
 		return nil, fmt.Errorf("TFTP on %s port %d: %v (is another TFTP server running? ss -ulpn 'sport = :%d')", n.id, tftpPort, err, tftpPort)
 	}

@@ -172,6 +172,12 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 		}
 		listeners = append(listeners, listener{"boot https", site.Listen.BootTLS, pxe.HTTPServer(netboot.Handler()), conf, true})
 	}
+	for _, n := range site.Networks {
+		if n.IPv6.IsValid() {
+			addr := netip.AddrPortFrom(n.IPv6.Addr(), bootAddr.Port()).String()
+			listeners = append(listeners, listener{"boot http of " + n.Name, addr, pxe.HTTPServer(noRedirect(netboot.Handler(), public)), nil, true})
+		}
+	}
 	for _, l := range listeners {
 		ln, err := listen(l.addr)
 		if err != nil {

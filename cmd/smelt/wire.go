@@ -72,7 +72,7 @@ func networks(site *config.Site) []pxe.Network {
 		w := pxe.Network{
 			HTTPS: secure,
 			Name:  n.Name, Mode: modes[n.Mode], Interface: n.Interface, Address: n.Address, Subnet: n.Subnet, Relays: n.Relays, Servers: n.Servers,
-			Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last}, Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement,
+			Pool: pxe.Range{From: n.Pool.First, To: n.Pool.Last}, Router: n.Router, DNS: n.DNS, RouterAdvertisement: n.RouterAdvertisement, IPv6: n.IPv6,
 			Fixed: map[pxe.MAC]netip.Addr{}, Known: known, Rules: pxe.Rules{Allow: matches(site, n.Allow), Deny: matches(site, n.Deny)},
 		}
 		for _, node := range site.Nodes {

@@ -84,6 +84,12 @@ func TestModes(t *testing.T) {
 	if n := s.Networks[0]; n.Mode != "authoritative" || n.Machines().String() != "10.20.0.0/16" || !n.GivesAddresses() {
 		t.Errorf("read %+v", n)
 	}
+	if n := s.Networks[0]; n.IPv6.IsValid() {
+		t.Errorf("IPv6 is on and nobody asked for it: %s", n.IPv6)
+	}
+	if s, err := Parse("s", []byte(edit(t, netKey, "    ipv6: FD00:10:20:0::1/64\n"+netKey)), Known{}); err != nil || s.Networks[0].IPv6.String() != "fd00:10:20::1/64" {
+		t.Errorf("read %v, %v", s, err)
+	}
 	if n := s.Networks[1]; n.Machines().String() != "10.21.0.0/16" || fmt.Sprint(n.Relays) != "[10.21.0.1]" || !n.GivesAddresses() || n.Pool.First.String() != "10.21.200.1" {
 		t.Errorf("read %+v", n)
 	}
@@ -176,6 +182,15 @@ func TestMistakes(t *testing.T) {
 		{"empty rule", netKey, "    allow: {}\n" + netKey, "{}", "the rule names no machine"},
 		{"rule for everybody", netKey, "    deny: {vendorClasses: [\"*\"]}\n" + netKey, `"*"`, `"*" is no vendor class`},
 		{"fixed in a proxy network", modeKey, "    mode: proxy #", "10.20.1.1", "whose addresses are not ours to give (mode proxy); reserve it in the DHCP server"},
+		{"IPv6 behind a relay", secondNet, "  - {name: b, mode: relay, interface: eno2, address: 10.20.0.1/16, subnet: 10.21.0.0/24, relays: [10.21.0.9], ipv6: \"fd00:10:21::1/64\"}\n" + secondNet, `"fd00:10:21::1/64"`, `mode relay, which is for IPv4 alone, takes no "ipv6"; remove it`},
+		{"IPv6 beside a server", secondNet, "  - {name: b, mode: proxy, interface: eno3, address: 10.30.0.1/16, ipv6: \"fd00:10:30::1/64\"}\n" + secondNet, `"fd00:10:30::1/64"`, `gives the addresses, takes no "ipv6"`},
+		{"IPv6 unanswered", secondNet, "  - {name: b, mode: observe, interface: eno3, address: 10.30.0.1/16, ipv6: \"fd00:10:30::1/64\"}\n" + secondNet, `"fd00:10:30::1/64"`, `nobody is answered, takes no "ipv6"`},
+		{"IPv6 with another length", netKey, "    ipv6: \"fd00:10:20::1/48\"\n" + netKey, `"fd00:10:20::1/48"`, "is no IPv6 address with the prefix length 64; write it like fd00:10:20::1/64"},
+		{"IPv6 that is none", netKey, "    ipv6: 10.20.0.1/64\n" + netKey, "10.20.0.1/64", "is no IPv6 address"},
+		{"IPv6 of the link", netKey, "    ipv6: \"fe80::1/64\"\n" + netKey, `"fe80::1/64"`, "machines cannot boot from fe80::1"},
+		{"IPv6 network", netKey, "    ipv6: \"fd00:10:20::/64\"\n" + netKey, `"fd00:10:20::/64"`, "is the network, not an address in it"},
+		{"IPv6 with HTTPS", netKey, "    ipv6: \"fd00:10:20::1/64\"\n    https: true\n" + netKey, `"fd00:10:20::1/64"`, "has https, and over IPv6 loaders are sent in clear"},
+		{"IPv6 twice", secondNet, "    ipv6: \"fd00:10:20::1/64\"\n  - {name: b, interface: eno3, address: 10.30.0.1/16, ipv6: \"fd00:10:20::2/64\"}\n" + secondNet, `"fd00:10:20::2/64"`, "fd00:10:20::/64 is network provisioning already; each network has its own"},
 		{"window", "startWindow: 2s", "startWindow: 2 sec", "2 sec", "is no length of time"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -236,7 +251,7 @@ func TestSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"additionalProperties":false`, `"routerAdvertisement"`, `"enum":["redfish","ipmi","pdu","manual"]`, `"enum":[1,3]`} {
+	for _, want := range []string{`"additionalProperties":false`, `"routerAdvertisement"`, `"ipv6"`, `"enum":["redfish","ipmi","pdu","manual"]`, `"enum":[1,3]`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("the schema lacks %s", want)
 		}

@@ -30,6 +30,9 @@ func (p *parser) networks(raw []rawNetwork) {
 		if n.Subnet.IsValid() && n.Subnet != n.Subnet.Masked() {
 			p.fail(r.Subnet.at, "write "+n.Subnet.Masked().String(), "%s is an address, not a network", n.Subnet)
 		}
+		if n.IPv6 = p.prefix6(r.IPv6); n.IPv6.IsValid() && n.HTTPS {
+			p.fail(r.IPv6.at, "remove one of them", "network %s has https, and over IPv6 loaders are sent in clear", n.Name)
+		}
 		p.apart(r, n)
 		machines := n.Machines()
 		n.Pool = p.pool(r.Pool, machines, n.Address.Addr())
@@ -69,20 +72,24 @@ func (p *parser) networkKeys(r rawNetwork, mode string) {
 	}
 	relayed := map[string]at{"subnet": r.Subnet.at, "relays": list(r.Relays)}
 	gives := map[string]at{"pool": r.Pool.at, "router": r.Router.at, "dns": list(r.DNS)}
+	six := map[string]at{"ipv6": r.IPv6.at}
 	switch mode {
 	case "authoritative":
 		p.refuses("mode authoritative", map[string]at{"subnet": r.Subnet.at})
 	case "relay":
 		p.needs(r.at, "mode relay", relayed)
 		p.refuses("mode relay", map[string]at{"routerAdvertisement": r.RA.at})
+		p.refuses("mode relay, which is for IPv4 alone,", six)
 	case "proxy":
 		if r.Subnet.set() || len(r.Relays) > 0 {
 			p.needs(r.at, "a network behind relays", relayed)
 		}
 		p.refuses("mode proxy, where the hall's DHCP server gives the addresses,", gives)
+		p.refuses("mode proxy, where the hall's DHCP server gives the addresses,", six)
 	case "observe":
 		p.refuses("mode observe", relayed)
 		p.refuses("mode observe, where nobody is answered,", gives)
+		p.refuses("mode observe, where nobody is answered,", six)
 		p.refuses("mode observe, where nobody is answered,", map[string]at{"routerAdvertisement": r.RA.at, "https": r.HTTPS.at, "allow": r.Allow.at, "deny": r.Deny.at})
 	}
 }
@@ -107,6 +114,8 @@ func (p *parser) apart(r rawNetwork, n Network) {
 			p.fail(where, "", "network %s overlaps %s (%s)", n.Machines(), o.Name, o.Machines())
 		case n.Subnet.Overlaps(o.Address), o.Subnet.Overlaps(n.Address):
 			p.fail(where, "", "one of %s and %s is behind relays and on a wire of ours as well", n.Name, o.Name)
+		case o.IPv6.Overlaps(n.IPv6):
+			p.fail(r.IPv6.at, "each network has its own", "%s is network %s already", n.IPv6.Masked(), o.Name)
 		case wires && !same:
 			p.fail(r.Address.at, "", "network %s is on interface %s (%s)", n.Address.Masked(), o.Interface, o.Name)
 		case wires && n.Address.Bits() != o.Address.Bits():
@@ -129,6 +138,26 @@ func (p *parser) prefix(t text, like string) netip.Prefix {
 		return netip.Prefix{}
 	}
 	return n
+}
+
+// prefix6 reads our IPv6 address on a network. Firmware takes every network for
+// a /64.
+func (p *parser) prefix6(t text) netip.Prefix {
+	if t.v == "" {
+		return netip.Prefix{}
+	}
+	n, err := netip.ParsePrefix(t.v)
+	switch {
+	case err != nil || !n.Addr().Is6() || n.Addr().Is4In6() || n.Bits() != 64:
+		p.fail(t.at, "write it like fd00:10:20::1/64", "%q is no IPv6 address with the prefix length 64", clip(t.v))
+	case !n.Addr().IsGlobalUnicast():
+		p.fail(t.at, "take one of your own, or a unique local one such as fd00:10:20::1/64", "machines cannot boot from %s", n.Addr())
+	case n.Addr() == n.Masked().Addr():
+		p.fail(t.at, "give this server's own address on it", "%s is the network, not an address in it", n)
+	default:
+		return n
+	}
+	return netip.Prefix{}
 }
 
 // addrs reads a list of addresses; one that is wrong keeps its place in it.

@@ -57,6 +57,7 @@ type rawNetwork struct {
 	DNS       []text  `yaml:"dns" format:"address" doc:"name servers given to machines"`
 	RA        flag    `yaml:"routerAdvertisement" doc:"answer IPv6 router solicitations with an empty one: iPXE starts sooner"`
 	HTTPS     flag    `yaml:"https" doc:"UEFI HTTP clients fetch their loader by HTTPS; their firmware must know the site's boot CA: smelt secureboot export"`
+	IPv6      text    `yaml:"ipv6" format:"prefix6" doc:"authoritative: our IPv6 address on it, for example fd00:10:20::1/64; makes firmware boot over IPv6 too, which is off without it (docs/decisions/0010-ipv6.md)"`
 	Allow     rawRule `yaml:"allow" doc:"when given, only these machines are answered"`
 	Deny      rawRule `yaml:"deny" doc:"these machines are not answered, whatever allow says"`
 }
@@ -232,6 +233,7 @@ var patterns = map[string]string{
 	"oui":      `^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){2}$`,
 	"pci":      `^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`,
 	"prefix":   `^[0-9.]+/[0-9]+$`,
+	"prefix6":  `^[0-9A-Fa-f:]+/64$`,
 	"range":    `^[0-9.]+ ?- ?[0-9.]+$`,
 	"address":  `^[0-9.]+$`,
 	"hostport": `^[^ ]+$`,

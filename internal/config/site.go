@@ -54,7 +54,8 @@ type Network struct {
 	Router              netip.Addr   // may be invalid: none
 	DNS                 []netip.Addr
 	RouterAdvertisement bool
-	HTTPS               bool // loaders of UEFI HTTP clients come from Listen.BootTLS
+	HTTPS               bool         // loaders of UEFI HTTP clients come from Listen.BootTLS
+	IPv6                netip.Prefix // ours, with host bits; invalid: no boot over IPv6
 	Allow, Deny         Rule
 }
 

@@ -85,7 +85,7 @@ type Transfer struct {
 	Err    error // nil: the client has all. *Error: what it was told. *ClientError: what it told us.
 }
 
-// Serve answers requests on conn, an IPv4 socket, until ctx ends; then it
+// Serve answers requests on conn, which has an address of ours, until ctx ends; then it
 // tells running transfers, and closes conn. It is called once.
 //
 // One goroutine does it all, from one wait in the kernel for every socket. A

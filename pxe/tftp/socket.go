@@ -18,11 +18,15 @@ const (
 	leastSegment = 128
 )
 
-// socket is an IPv4 UDP socket.
+// socket is a UDP socket.
 type socket int
 
 func openSocket(local netip.Addr) (socket, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	family := unix.AF_INET
+	if local.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
@@ -35,7 +39,7 @@ func openSocket(local netip.Addr) (socket, error) {
 
 func (s socket) close() { _ = unix.Close(int(s)) }
 
-func (s socket) send(p []byte, to *unix.SockaddrInet4) error {
+func (s socket) send(p []byte, to unix.Sockaddr) error {
 	return unix.Sendto(int(s), p, unix.MSG_DONTWAIT, to)
 }
 
@@ -44,11 +48,13 @@ func (s socket) receive(p []byte) (int, netip.AddrPort, error) {
 	if err != nil {
 		return 0, netip.AddrPort{}, err
 	}
-	a, ok := from.(*unix.SockaddrInet4)
-	if !ok {
-		return 0, netip.AddrPort{}, unix.EAFNOSUPPORT
+	switch a := from.(type) {
+	case *unix.SockaddrInet4:
+		return n, netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), nil
+	case *unix.SockaddrInet6:
+		return n, netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), nil
 	}
-	return n, netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), nil
+	return 0, netip.AddrPort{}, unix.EAFNOSUPPORT
 }
 
 // segment lets the kernel cut what is sent into packets of size (UDP GSO), so
@@ -61,26 +67,34 @@ func (s socket) segment(size int) int {
 	return max(1, min(maxSegments, maxDatagram/size))
 }
 
-func sockaddr(a netip.AddrPort) *unix.SockaddrInet4 {
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
 	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
 // pathMTU is what the kernel knows of the way to a client: the interface's, or
-// less where a router said so. A connected socket tells, without a packet.
-func pathMTU(client *unix.SockaddrInet4, unknown int) int {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+// less where a router said so. A connected socket tells, without a packet. Of
+// IPv6 it is less by what its header is longer.
+func pathMTU(client unix.Sockaddr, unknown int) int {
+	family, level, option, longer := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU, 0
+	if _, ok := client.(*unix.SockaddrInet6); ok {
+		family, level, option, longer = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU, 20
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return unknown
+		return unknown - longer
 	}
 	defer unix.Close(fd)
 	if err := unix.Connect(fd, client); err != nil {
-		return unknown
+		return unknown - longer
 	}
-	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
+	mtu, err := unix.GetsockoptInt(fd, level, option)
 	if err != nil {
-		return unknown
+		return unknown - longer
 	}
-	return mtu
+	return mtu - longer
 }
 
 // descriptor is conn's, with room for n bytes of datagrams that wait: beyond

@@ -40,8 +40,8 @@ var (
 type transfer struct {
 	asked  string // the whole request
 	client netip.AddrPort
-	to     *unix.SockaddrInet4 // the same
-	socket socket              // its port is the transfer identifier (RFC 1350 section 4)
+	to     unix.Sockaddr // the same
+	socket socket        // its port is the transfer identifier (RFC 1350 section 4)
 	began  time.Time
 
 	request
