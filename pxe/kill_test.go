@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -263,34 +264,56 @@ func TestKill(t *testing.T) {
 func TestKillMidBoot(t *testing.T) {
 	l := newBootLab(t)
 	l.start()
-	killed := make(chan error, 1)
+	took := l.bootThrough(func() error {
+		l.stop()
+		time.Sleep(2 * time.Second) // as long as a restart takes
+		return l.tryStart()
+	})
+	t.Logf("BIOS with iPXE ROM, server killed while the kernel was on its way: %s to userland", took)
+}
+
+// TestSwitchMidBoot: the switch port goes dark for as long as spanning tree
+// takes (IEEE 802.1D: 15 s listening, 15 s learning) while a machine loads its
+// kernel. A port that is dark at power-on is for the machine's own firmware to
+// bear: iPXE's ROM gives up after 17 s, and the next round of the boot order
+// finds us.
+func TestSwitchMidBoot(t *testing.T) {
+	l := newBootLab(t)
+	l.start()
+	port := func(args ...string) error {
+		return exec.Command("ip", append([]string{"-n", l.server, "link", "set", "tap0"}, args...)...).Run()
+	}
+	took := l.bootThrough(func() error {
+		err := port("nomaster")
+		time.Sleep(35 * time.Second)
+		return errors.Join(err, port("master", bridge))
+	})
+	t.Logf("BIOS with iPXE ROM, port dark for 35 s while the kernel was on its way: %s to userland", took)
+}
+
+// bootThrough boots a machine that trouble befalls once it has its script.
+func (l *lab) bootThrough(trouble func() error) time.Duration {
+	l.t.Helper()
+	over := make(chan error, 1)
 	go func() {
-		defer close(killed)
 		for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			l.mu.Lock()
-			scripts := 0
-			for _, e := range l.events {
-				if e.Kind == "script" {
-					scripts++
-				}
-			}
+			asked := slices.ContainsFunc(l.events, func(e Event) bool { return e.Kind == "script" })
 			l.mu.Unlock()
-			if scripts > 0 {
-				l.stop()
-				time.Sleep(2 * time.Second) // as long as a restart takes
-				killed <- l.tryStart()
+			if asked {
+				over <- trouble()
 				return
 			}
 		}
-		killed <- errors.New("no machine asked for a script")
+		over <- errors.New("no machine asked for a script")
 	}()
 	serial, took := l.boot(4*time.Minute, "BOOT-OK", bios(l)...)
-	if err := <-killed; err != nil {
-		t.Fatal(err)
+	if err := <-over; err != nil {
+		l.t.Fatal(err)
 	}
 	l.booted(serial)
 	if !strings.Contains(serial, "asking again") {
-		t.Errorf("the machine did not wait and ask again: it was killed too late to matter:\n%s", serial)
+		l.t.Errorf("the machine did not wait and ask again: the trouble came too late to matter:\n%s", serial)
 	}
-	t.Logf("BIOS with iPXE ROM, server killed while the kernel was on its way: %s to userland", took)
+	return took
 }
