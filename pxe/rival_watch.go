@@ -21,11 +21,11 @@ import (
 )
 
 const (
-	rivalInterval = 5 * time.Minute // between our questions, and a fifth more or less
-	questionGap   = 200 * time.Millisecond
-	offerTime     = time.Second     // in which a ProxyDHCP server answers, before its port 4011 is asked
-	answerTime    = 4 * time.Second // in which all have answered: dnsmasq first pings an address for 3 s
-	proxyPort     = 4011            // boot servers (PXE 2.1 section 2.2.2)
+	rivalInterval = 5 * time.Minute         // between our questions, and a fifth more or less
+	questionGap   = 1200 * time.Millisecond // ISC dhcpd drops a question while it pings an address for the one before
+	offerTime     = time.Second             // in which a ProxyDHCP server answers, before its port 4011 is asked
+	answerTime    = 4 * time.Second         // in which all have answered: dnsmasq first pings an address for 3 s
+	proxyPort     = 4011                    // boot servers (PXE 2.1 section 2.2.2)
 )
 
 // probePrefix begins the hardware address that our questions name: locally

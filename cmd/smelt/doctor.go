@@ -51,6 +51,7 @@ not be looked at). The exit code is 3 when a check fails.`,
 		},
 	}
 	c.Flags().StringVar(&iface, "interface", "", "look only at this interface; without a site file, see who answers there")
+	c.AddCommand(newDoctorSnippet(o))
 	return c
 }
 

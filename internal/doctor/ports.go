@@ -40,7 +40,7 @@ func (h holder) next() string {
 func holders(root, proto string, port int) ([]holder, error) {
 	inodes := map[string]bool{}
 	for _, table := range []string{proto, proto + "6"} {
-		b, err := os.ReadFile(filepath.Join(root, "proc/self/net", table))
+		b, err := os.ReadFile(filepath.Join(root, "proc/thread-self/net", table))
 		if os.IsNotExist(err) {
 			continue // no IPv6
 		}
