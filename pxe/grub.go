@@ -105,6 +105,9 @@ func grubFor(b Boot, base string, orders []string) (string, error) {
 		}
 		g.echo(text)
 	}
+	if text := codeLine(b); text != "" {
+		g.echo(text)
+	}
 	g.echo(fmt.Sprintf("%s: %s", b.Action, b.Why))
 	file := func(name string) string { return grubQuote(grubDevice(base) + filePath + escapePath(name)) }
 	switch b.Action {

@@ -18,6 +18,7 @@ type next struct {
 	Args   []string `json:"args,omitempty"`   // kernel arguments of this boot, each one word
 	Why    string   `json:"why"`              // one line for the screen
 	Screen []string `json:"screen,omitempty"` // more lines
+	Page   string   `json:"page,omitempty"`   // its screen shows it as a QR code
 	Retry  int      `json:"retry,omitempty"`  // seconds until a machine on hold asks again
 }
 
@@ -70,11 +71,14 @@ func (s *Server) serveNext(w http.ResponseWriter, r *http.Request) {
 
 // nextFor is the answer for what was decided.
 func nextFor(b Boot) (next, error) {
-	n := next{Why: plain(b.Why, maxText)}
+	n := next{Why: plain(b.Why, maxText), Page: plain(b.Page, maxText)}
 	for i, text := range b.Screen {
 		if i == maxScreen {
 			break
 		}
+		n.Screen = append(n.Screen, plain(text, maxText))
+	}
+	if text := codeLine(b); text != "" {
 		n.Screen = append(n.Screen, plain(text, maxText))
 	}
 	switch b.Action {

@@ -44,16 +44,21 @@ func (s *script) line(parts ...any) {
 // echo writes a line on the machine's screen. The bar in front keeps a text
 // that starts with a dash from being an option of echo.
 func (s *script) echo(text string) {
-	s.b.WriteString("echo |")
+	s.b.WriteString("echo |" + words(text) + "\n")
+}
+
+// words is text as words of a line, with a space before each.
+func words(text string) string {
+	var b strings.Builder
 	for _, word := range strings.Fields(plain(text, maxText)) {
-		s.b.WriteByte(' ')
+		b.WriteByte(' ')
 		switch word {
 		case "||", "&&", "#", ";":
 			word = "_" // syntax between spaces
 		}
-		s.b.WriteString(word)
+		b.WriteString(word)
 	}
-	s.b.WriteByte('\n')
+	return b.String()
 }
 
 // value is one word of a command, whatever it holds.
@@ -127,16 +132,21 @@ const (
 // starts an UEFI machine's own disk, or nothing.
 func scriptFor(b Boot, again, local string, file func(name string) string) (string, error) {
 	s := newScript()
-	s.echo("")
-	s.echo("S m e l t")
-	for i, text := range b.Screen {
-		if i == maxScreen {
-			break
+	if _, drawn := qrPicture(b.Page); !drawn || b.Action != Hold { // there it all stands beside the picture
+		s.echo("")
+		s.echo("S m e l t")
+		for i, text := range b.Screen {
+			if i == maxScreen {
+				break
+			}
+			s.echo(text)
 		}
-		s.echo(text)
+		if text := codeLine(b); text != "" {
+			s.echo(text)
+		}
+		s.echo(fmt.Sprintf("%s: %s", b.Action, b.Why))
+		s.echo("")
 	}
-	s.echo(fmt.Sprintf("%s: %s", b.Action, b.Why))
-	s.echo("")
 	switch b.Action {
 	case Kernel:
 		if b.Kernel == "" {
@@ -166,7 +176,7 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 			s.line(fmt.Sprintf("initrd --name initrd%d", i), value(file(name)), "|| goto retry")
 		}
 		s.line("boot || goto retry")
-		s.retry(again, "loading failed; asking", retryAfter)
+		s.retry(b, again, "loading failed; asking", retryAfter)
 	case Local:
 		// BIOS: the first disk, through its boot sector; what a PXE ROM does
 		// after exit differs from board to board.
@@ -182,7 +192,7 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 		}
 		s.line("exit 1")
 	case Hold:
-		s.retry(again, "asking", b.wait())
+		s.retry(b, again, "asking", b.wait())
 	default:
 		return "", fmt.Errorf("no script for action %v", b.Action)
 	}
@@ -198,9 +208,14 @@ func (b Boot) wait() int {
 }
 
 // retry ends a script: wait, forget what was loaded, ask the server anew.
-func (s *script) retry(again, text string, seconds int) {
+func (s *script) retry(b Boot, again, text string, seconds int) {
 	s.line(":retry")
-	s.echo(fmt.Sprintf("%s again in %d seconds, or at once on Ctrl-C", text, seconds))
+	text = fmt.Sprintf("%s again in %d seconds, or at once on Ctrl-C", text, seconds)
+	if p, ok := qrPicture(b.Page); ok {
+		s.panel(p, panelTexts(b, text))
+	} else {
+		s.echo(text)
+	}
 	s.line(fmt.Sprintf("sleep %d ||", seconds)) // sleep fails on Ctrl-C: ask at once
 	s.line("imgfree ||")
 	s.line("chain --replace --autofree", again, "|| goto retry")

@@ -116,7 +116,7 @@ func newNodeShow(o *options) *cobra.Command {
 	var boots bool
 	c := &cobra.Command{
 		Use: "show NODE", Short: "Show one node with its history", Args: exactly("NODE"), ValidArgsFunction: o.nodeNames,
-		Example: "  smelt node show rig-01\n  smelt node show rig-01 --boot    # why did this machine get this?",
+		Example: "  smelt node show rig-01\n  smelt node show rig-01 --boot    # why did this machine get this?\n  smelt node show 7QX2             # the code on its screen",
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.call(c, func(ctx context.Context, cl *api.Client) error {
 				v, err := cl.Node(ctx, inventory.NodeID(args[0]))
@@ -144,6 +144,9 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 	}
 	n := v.Node
 	line("node", "%s", n.ID)
+	if v.Code != "" {
+		line("code", "%s", v.Code)
+	}
 	line("position", "%s", dash(string(n.Spec.Position)))
 	line("state", "%s for %s", n.State, span(time.Since(n.Since)))
 	line("waits for", "%s (%s)", v.WaitsFor, v.WaitsOn)

@@ -23,7 +23,7 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 	out := convert.Site{
 		Name: site.Name, Lab: site.Lab, Circuits: site.Circuits, MaxActive: site.MaxActive, SlotWindow: site.SlotWindow,
 		Classes: map[string]convert.Class{}, Profiles: burnin.Profiles(), StandsFor: map[inventory.NodeID][]convert.StandIn{},
-		Server: "https://" + site.Listen.Agent, ImageURL: "http://" + site.Listen.Boot + "/images", Pin: pin,
+		Server: "https://" + site.Listen.Agent, ImageURL: "http://" + site.Listen.Boot + "/images", Pin: pin, Public: site.Listen.Public,
 	}
 	for name, c := range site.Classes {
 		out.Classes[name] = convert.Class{

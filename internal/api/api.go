@@ -169,6 +169,7 @@ type NodeView struct {
 	APIVersion string            `json:"apiVersion"`
 	Kind       string            `json:"kind"` // Node
 	Node       inventory.Node    `json:"node"`
+	Code       string            `json:"code,omitempty"` // only for one node: its short name, as its screen shows it
 	WaitsFor   string            `json:"waitsFor"`
 	WaitsOn    string            `json:"waitsOn"` // actor
 	Stuck      bool              `json:"stuck"`

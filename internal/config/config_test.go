@@ -156,6 +156,8 @@ func TestMistakes(t *testing.T) {
 		{"shared outlet", "outlets: [{pdu: pdu-a1, outlet: 3}]", "outlets: [{pdu: pdu-a1, outlet: 3}, {pdu: pdu-a1, outlet: 3}]", "{pdu: pdu-a1, outlet: 3}]", `outlet "pdu-a1 3" stands twice`},
 		{"no watts", "    watts: 1800\n", "", "", "without a nameplate power"},
 		{"version", "apiVersion: smelt/v1", "apiVersion: smelt/v2", "smelt/v2", `"smelt/v2" is not allowed here; did you mean "smelt/v1"?`},
+		{"pages nowhere", "  ui: 127.0.0.1:8480", "  public: smelt.example\n  ui: 127.0.0.1:8480", "smelt.example", `people cannot reach pages at "smelt.example"`},
+		{"pages with a password", "  ui: 127.0.0.1:8480", "  public: https://a:b@smelt.example\n  ui: 127.0.0.1:8480", "https://a:b@smelt.example", `people cannot reach pages at`},
 		{"listen everywhere", "agent: 10.20.0.1:8443", "agent: 0.0.0.0:8443", "0.0.0.0:8443", `machines cannot be told "0.0.0.0:8443"`},
 		{"pages for everybody", "ui: 127.0.0.1:8480", "ui: 10.20.0.1:8480", "10.20.0.1:8480", `tokens would cross the network in clear on "10.20.0.1:8480"`},
 		{"pages on every address", "ui: 127.0.0.1:8480", "ui: :8480", ":8480", `tokens would cross the network in clear on ":8480"`},

@@ -154,7 +154,12 @@ func (p *parser) listen(raw rawListen) {
 			p.fail(raw.UI.at, "write 127.0.0.1:8480 and put a TLS proxy, a VPN or ssh -L in front", "operators' tokens would cross the network in clear on %q", clip(raw.UI.v))
 		}
 	}
-	p.site.Listen = Listen{Boot: raw.Boot.v, BootTLS: raw.BootTLS.v, Agent: raw.Agent.v, UI: raw.UI.v}
+	public := strings.TrimSuffix(raw.Public.v, "/")
+	if u, err := url.Parse(public); public != "" && (err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil ||
+		u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(public, " ?#") || len(public) > 100) {
+		p.fail(raw.Public.at, "write it as a browser shows it, for example https://smelt.hall.example", "people cannot reach pages at %q", clip(raw.Public.v))
+	}
+	p.site.Listen = Listen{Boot: raw.Boot.v, BootTLS: raw.BootTLS.v, Agent: raw.Agent.v, UI: raw.UI.v, Public: public}
 }
 
 // hostport checks HOST:PORT. A listener may leave the host out and may ask for

@@ -40,6 +40,7 @@ type rawListen struct {
 	Boot    text `yaml:"boot" need:"yes" format:"addrport" doc:"plain HTTP for boot files and images: ADDRESS:PORT, as machines are told it"`
 	BootTLS text `yaml:"bootTLS" format:"addrport" doc:"HTTPS for the loaders of UEFI firmware: ADDRESS:PORT, as machines are told it; for networks with https: true"`
 	Agent   text `yaml:"agent" need:"yes" format:"addrport" doc:"HTTPS for agents: ADDRESS:PORT, as machines are told it"`
+	Public  text `yaml:"public" format:"url" doc:"URL by which people reach the pages, for example https://smelt.hall.example: screens of machines show it as a QR code"`
 	UI      text `yaml:"ui" need:"yes" format:"listen" doc:"API and pages for people: HOST:PORT, fd:N or systemd"`
 }
 
@@ -238,6 +239,7 @@ var patterns = map[string]string{
 	"address":  `^[0-9.]+$`,
 	"hostport": `^[^ ]+$`,
 	"addrport": `^[0-9.]+:[0-9]+$`,
+	"url":      `^https?://[^ ?#@]+$`,
 	"listen":   `^(.*:[0-9]+|fd:[0-9]+|systemd)$`,
 }
 

@@ -39,6 +39,7 @@ type Store struct {
 // "systemd" (an inherited socket).
 type Listen struct {
 	Boot, BootTLS, Agent, UI string
+	Public                   string // URL by which people reach UI, without a slash at its end; may be empty
 }
 
 // A Network is one that machines boot on.

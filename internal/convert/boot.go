@@ -82,6 +82,10 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 			return pxe.Boot{}, err
 		}
 	}
+	wait := loopWait
+	if mode != "" && (m.Arch == pxe.ARM64 || m.Arch == pxe.HTTPARM64) {
+		mode, why, wait = modeHold, why+", but this release has no RAM system for 64-bit ARM", 0
+	}
 	if m.Stage == pxe.AskScript && mode != modeHold {
 		served := "its own disk"
 		if mode != "" {
@@ -95,16 +99,17 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 			mode, why = modeHold, quarantineWhy(n.ID)
 		}
 	}
+	b := pxe.Boot{Action: pxe.Kernel, Path: path, Why: why}
+	c.screen(n, &b)
 	switch mode {
 	case "":
-		return pxe.Boot{Action: pxe.Local, Why: why, Path: path}, nil
+		b.Action = pxe.Local
+		return b, nil
 	case modeHold:
-		return pxe.Boot{Action: pxe.Hold, Why: why, Wait: loopWait, Path: path}, nil
+		b.Action, b.Wait = pxe.Hold, wait
+		return b, nil
 	}
-	if m.Arch == pxe.ARM64 || m.Arch == pxe.HTTPARM64 {
-		return pxe.Boot{Action: pxe.Hold, Why: why + ", but this release has no RAM system for 64-bit ARM"}, nil
-	}
-	b := pxe.Boot{Action: pxe.Kernel, Path: path, Kernel: c.Config.Boot.Kernel, Initrd: c.Config.Boot.Initrd, Why: why}
+	b.Kernel, b.Initrd = c.Config.Boot.Kernel, c.Config.Boot.Initrd
 	b.Args = append(append(b.Args, c.Config.Boot.Args...), "smelt.server="+c.Site.Server)
 	if m.Stage != pxe.AskScript {
 		return b, nil
@@ -121,7 +126,12 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	c.boundary(n.ID, "nonce made: "+mode)
 	b.Args = append(b.Args, "smelt.nonce="+secret, "smelt.mode="+mode,
 		// The form of pxelinux: hardware type 1, then the address.
-		"BOOTIF=01-"+strings.ReplaceAll(mac.String(), ":", "-"))
+		"BOOTIF=01-"+strings.ReplaceAll(mac.String(), ":", "-"),
+		// For the screen of the RAM system.
+		"smelt.node="+string(n.ID), "smelt.code="+b.Code)
+	if b.Page != "" {
+		b.Args = append(b.Args, "smelt.page="+b.Page)
+	}
 	return b, nil
 }
 

@@ -64,6 +64,7 @@ type Conductor struct {
 	asked    map[inventory.NodeID]time.Time // the cluster is left alone about it until then
 	booted   map[inventory.NodeID]string    // the last boot request that was stored
 	failing  map[inventory.NodeID]string    // what the last step said that failed
+	codes    inventory.Codes                // of every node
 	stop     stop
 }
 
@@ -456,6 +457,7 @@ func (c *Conductor) restore(ctx context.Context) error {
 	known := map[inventory.NodeID]inventory.Node{}
 	for _, n := range nodes {
 		known[n.ID] = n
+		c.codes.Add(n.ID)
 		running := converting(n.State)
 		if n.State == inventory.Approved {
 			events, err := c.Store.NodeEvents(ctx, n.ID)

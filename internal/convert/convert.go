@@ -37,6 +37,7 @@ type Site struct {
 	AutoOK     []string                       // classes approved by rule
 	Server     string                         // https URL of the agent listener
 	ImageURL   string                         // http URL of the image store
+	Public     string                         // URL by which people reach the pages; may be empty
 	Pin        string                         // SHA-256 of the server's SPKI, hexadecimal
 	SlotWindow time.Duration                  // start slots: one machine a lowest circuit a window
 }

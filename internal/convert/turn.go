@@ -133,6 +133,9 @@ func (t *turn) commit() error {
 	}
 	t.boundary(t.n.ID, "after commit: "+t.String())
 	t.settled(t.n)
+	t.mu.Lock()
+	t.codes.Add(t.n.ID)
+	t.mu.Unlock()
 	for _, f := range t.after {
 		f()
 	}

@@ -49,15 +49,6 @@ func stateWords() string {
 	return strings.Join(out, ", ")
 }
 
-func (s *Server) getNode(w http.ResponseWriter, r *http.Request, _ who) {
-	v, err := s.oneNode(r.Context(), nodeID(r))
-	if err != nil {
-		s.nodeFailure(w, r, err)
-		return
-	}
-	s.json(w, http.StatusOK, v)
-}
-
 func (s *Server) nodeFailure(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, store.ErrNotFound) {
 		s.fail(w, http.StatusNotFound, fmt.Sprintf("there is no node %q in %s", nodeID(r), s.Site), "smelt node list")

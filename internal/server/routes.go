@@ -50,7 +50,7 @@ func (s *Server) routes() []route {
 	rs := []route{
 		{method: "GET", path: api.PathSite, role: Viewer, id: "site", summary: "The site: counts by state, power levels, global stop", out: reflect.TypeFor[api.SiteView](), handle: s.getSite},
 		{method: "GET", path: api.PathNodes, role: Viewer, id: "nodes", summary: "All nodes", query: []string{"state"}, out: reflect.TypeFor[api.NodeList](), handle: s.getNodes},
-		{method: "GET", path: api.PathNodes + "/{id}", role: Viewer, id: "node", summary: "One node with its events, tasks and reports", out: reflect.TypeFor[api.NodeView](), handle: s.getNode},
+		{method: "GET", path: api.PathNodes + "/{id}", role: Viewer, id: "node", summary: "One node, by its name or the code on its screen, with its events, tasks and reports", out: reflect.TypeFor[api.NodeView](), handle: s.getNode},
 		{method: "GET", path: api.PathTasks, role: Viewer, id: "tasks", summary: "All tasks, open ones first", query: []string{"node"}, out: reflect.TypeFor[api.TaskList](), handle: s.getTasks},
 		{method: "POST", path: api.PathTasks + "/{id}/done", role: Technician, id: "taskDone", summary: "Say that the work of a task is done; its proof test follows", in: in, out: out, handle: s.postTaskDone},
 		{method: "GET", path: api.PathEvents, role: Viewer, id: "events", summary: "Server-sent events: event (id is its sequence number; Last-Event-ID resumes) and progress", query: []string{"after"}, handle: s.getEvents},
@@ -69,6 +69,8 @@ func (s *Server) routes() []route {
 
 		{method: "GET", path: "/{$}", role: Viewer, page: true, id: "floorPage", handle: s.floorPage},
 		{method: "GET", path: "/nodes/{id}", role: Viewer, page: true, id: "nodePage", handle: s.nodePage},
+		{method: "GET", path: "/n/{code}", role: Viewer, page: true, id: "codePage", handle: s.codePage},
+		{method: "GET", path: "/N/{code}", role: Viewer, page: true, id: "codePageUpper", handle: s.codePage}, // a QR code is smaller in upper case
 		{method: "GET", path: "/queue", role: Viewer, page: true, id: "queuePage", handle: s.queuePage},
 		{method: "GET", path: "/tasks", role: Viewer, page: true, id: "tasksPage", handle: s.tasksPage},
 		{method: "GET", path: "/network", role: Viewer, page: true, id: "networkPage", handle: s.networkPage},

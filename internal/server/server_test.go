@@ -709,3 +709,29 @@ func TestAgent(t *testing.T) {
 		t.Errorf("permit used twice: %d", resp.StatusCode)
 	}
 }
+
+// The code on a machine's screen leads to its page, in either case, and in the
+// CLI; one that is nobody's leads nowhere.
+func TestCode(t *testing.T) {
+	x := newSite(t)
+	_, body := x.ask(t, "GET", x.ui.URL+api.PathNodes+"/rig-01", x.tokens[Viewer], "")
+	var v api.NodeView
+	if err := json.Unmarshal([]byte(body), &v); err != nil || len(v.Code) != 4 {
+		t.Fatalf("code %q, %v", v.Code, err)
+	}
+	for _, path := range []string{"/n/" + v.Code, "/N/" + v.Code, "/n/" + strings.ToLower(v.Code)} {
+		if resp, _ := x.ask(t, "GET", x.ui.URL+path, x.tokens[Viewer], ""); resp.StatusCode != http.StatusSeeOther || resp.Header.Get("Location") != "/nodes/rig-01" {
+			t.Errorf("%s: %d to %q", path, resp.StatusCode, resp.Header.Get("Location"))
+		}
+	}
+	if resp, body := x.ask(t, "GET", x.ui.URL+api.PathNodes+"/"+strings.ToLower(v.Code), x.tokens[Viewer], ""); resp.StatusCode != 200 || !strings.Contains(body, `"id":"rig-01"`) {
+		t.Errorf("the API by code: %d", resp.StatusCode)
+	}
+	if resp, _ := x.ask(t, "GET", x.ui.URL+"/N/ZZZZ", x.tokens[Viewer], ""); resp.StatusCode != http.StatusNotFound {
+		t.Errorf("nobody's code: %d", resp.StatusCode)
+	}
+	resp, body := x.ask(t, "GET", x.ui.URL+"/N/"+v.Code, "", "")
+	if resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, `name="next" value="/N/`+v.Code+`"`) {
+		t.Errorf("a stranger's phone: %d, and no way back after the login", resp.StatusCode)
+	}
+}

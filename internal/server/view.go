@@ -153,6 +153,11 @@ func (s *Server) oneNode(ctx context.Context, id inventory.NodeID) (api.NodeView
 		return v, err
 	}
 	v.Spent = spent(v.Events, now)
+	codes, err := s.codes(ctx)
+	if err != nil {
+		return v, err
+	}
+	v.Code = codes.Of(id)
 	if s.Boot.Trace != nil {
 		v.Boot = s.Boot.Trace(n.MACs)
 	}

@@ -193,7 +193,7 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 	}
 	rig := find(views, "rig-02")
 	rig.Node.Report, rig.LastSeen, rig.Addr = "b-20261122-0641", now.Add(-3*time.Hour), "10.20.1.2"
-	rig.Try = "smelt task list rig-02"
+	rig.Try, rig.Code = "smelt task list rig-02", "7QX2"
 	rig.Node.Power = inventory.PowerFact{On: "on", Via: "pdu pdu-a1 outlet 3", At: now.Add(-3 * time.Hour)}
 	rig.Tasks = tasks[:1]
 	rig.Reports = []api.ReportRef{{ID: "b1", Answer: "REPAIR", At: now.Add(-3 * time.Hour), HTML: "/api/v1/reports/rig-02/b1.html", JSON: "/api/v1/reports/rig-02/b1.json"}}
