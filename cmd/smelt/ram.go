@@ -173,8 +173,7 @@ func makeLoaders(ctx context.Context, c ramConfig) (map[string]string, error) {
 
 // localLoader starts a UEFI machine's own disk: OVMF that is only told to go on
 // tries IPv6 and HTTP for minutes before it comes to the disk. When there is
-// nothing to start it ends: the prompt that it would show could load any code,
-// under the signature of the site.
+// nothing to start it ends, and firmware goes on.
 const localLoader = `search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI
 chainloader /EFI/BOOT/BOOTX64.EFI
 boot
@@ -186,9 +185,11 @@ func makeLocalLoader(ctx context.Context, c ramConfig) (string, error) {
 	if err := os.WriteFile(conf, []byte(localLoader), 0o644); err != nil {
 		return "", err
 	}
-	// Without shim it must not ask shim: firmware itself verifies what it starts.
+	// Under Secure Boot GRUB wants somebody to vouch for each file. Shim is not
+	// there, so the module tpm does, which measures it where there is a TPM; the
+	// loader is then verified by firmware itself.
 	said, err := exec.CommandContext(ctx, "grub-mkimage", "-O", "x86_64-efi", "--disable-shim-lock", "-p", "/", "-c", conf, "-o", plain,
-		"search", "search_fs_file", "chain", "boot", "minicmd", "part_gpt", "part_msdos", "fat").CombinedOutput()
+		"search", "search_fs_file", "chain", "boot", "minicmd", "tpm", "part_gpt", "part_msdos", "fat").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("make %s with grub-mkimage (Debian's packages grub-common and grub-efi-amd64-bin): %w: %s", pxe.LoaderLocal, err, said)
 	}
