@@ -125,6 +125,18 @@ func ram(log *slog.Logger) (int, error) {
 	if err != nil {
 		return 1, err
 	}
+	pid1.Show(cmd.Page, cmd.Lines("asks the server what to do")...)
+	go func() {
+		select {
+		case <-a.Ready():
+			doing := "inspected: its disks are read-only; it waits for what the site decides"
+			if cmd.Mode == pid1.Convert {
+				doing = "is being converted: do not switch it off"
+			}
+			pid1.Show(cmd.Page, cmd.Lines(doing)...)
+		case <-ctx.Done():
+		}
+	}()
 	end, err := a.Run(ctx)
 	switch end {
 	case agent.Reboot:

@@ -24,6 +24,9 @@ type CmdLine struct {
 	Mode   string           // smelt.mode=
 	Boot   string           // smelt.boot=http://..: boot HTTP, to be asked when there is no nonce
 	Via    string           // smelt.via=: how the machine came here, for the record
+	Node   string           // smelt.node=: for the screen
+	Code   string           // smelt.code=: its short name
+	Page   string           // smelt.page=: URL of its page, "" where the site has none
 	BootIF net.HardwareAddr // BOOTIF=01-52-54-..: the card it booted from, nil when not said
 }
 
@@ -57,6 +60,12 @@ func ParseCmdLine(s string) (CmdLine, error) {
 			c.Boot = strings.TrimSuffix(v, "/")
 		case "smelt.via":
 			c.Via = v
+		case "smelt.node":
+			c.Node = printable(v)
+		case "smelt.code":
+			c.Code = printable(v)
+		case "smelt.page":
+			c.Page = printable(v)
 		case "BOOTIF":
 			// PXELINUX's form: hardware type, then the address, with dashes.
 			hw, err := net.ParseMAC(strings.ReplaceAll(v, "-", ":"))

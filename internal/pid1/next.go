@@ -18,8 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Asker asks the boot server what this boot is for, on a machine whose kernel
@@ -27,10 +25,10 @@ import (
 // disks are sealed and stay so.
 type Asker struct {
 	CmdLine CmdLine
-	Card    func() net.HardwareAddr // that has the address
-	Other   func()                  // wants another card to have it
-	Keep    string                  // file for the answer: an agent that is started again is in the same boot
-	Show    func(lines ...string)   // puts text on the machine's screen
+	Card    func() net.HardwareAddr            // that has the address
+	Other   func()                             // wants another card to have it
+	Keep    string                             // file for the answer: an agent that is started again is in the same boot
+	Show    func(page string, lines ...string) // puts text on the machine's screen
 	Log     *slog.Logger
 
 	// Stand-ins in a test.
@@ -47,6 +45,7 @@ type orders struct {
 	Args   []string `json:"args"`   // as on a kernel command line
 	Why    string   `json:"why"`
 	Screen []string `json:"screen"`
+	Page   string   `json:"page"`  // URL of the node's page
 	Retry  int      `json:"retry"` // seconds
 }
 
@@ -99,7 +98,7 @@ func (a *Asker) Ask(ctx context.Context) (CmdLine, error) {
 		wait, failures = firstAsk, 0
 		a.Log.Info("orders", "action", o.Action, "why", o.Why)
 		if text := strings.Join(append(o.Screen, o.Action+": "+o.Why), "\n"); text != shown {
-			a.Show(append(o.Screen, o.Action+": "+o.Why)...)
+			a.Show(o.Page, append(o.Screen, o.Action+": "+o.Why)...)
 			shown = text
 		}
 		switch o.Action {
@@ -183,7 +182,7 @@ func parseOrders(b []byte) (orders, error) {
 			return orders{}, fmt.Errorf("orders: argument %q is not one word", w)
 		}
 	}
-	o.Why = printable(o.Why)
+	o.Why, o.Page = printable(o.Why), printable(o.Page)
 	for i := range o.Screen {
 		o.Screen[i] = printable(o.Screen[i])
 	}
@@ -222,21 +221,5 @@ func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):
-	}
-}
-
-// Show writes lines on every console of the kernel: the monitor at the rack
-// and the serial line of a BMC. The log goes to one of them only.
-func Show(lines ...string) {
-	text := "\n  S m e l t\n"
-	for _, l := range lines {
-		text += "  " + l + "\n"
-	}
-	active, _ := os.ReadFile("/sys/class/tty/console/active")
-	for _, name := range strings.Fields(string(active)) {
-		if f, err := os.OpenFile(filepath.Join("/dev", name), os.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK, 0); err == nil {
-			_, _ = f.WriteString(text)
-			_ = f.Close()
-		}
 	}
 }

@@ -57,7 +57,7 @@ func newAsker(t *testing.T, a *answers) (asker *Asker, shown *[]string) {
 	mac, _ := net.ParseMAC("52:54:00:00:00:01")
 	return &Asker{
 		CmdLine: static, Card: func() net.HardwareAddr { return mac }, Other: func() { *shown = append(*shown, "other card") },
-		Keep: filepath.Join(t.TempDir(), "orders"), Show: func(l ...string) { *shown = append(*shown, l...) },
+		Keep: filepath.Join(t.TempDir(), "orders"), Show: func(_ string, l ...string) { *shown = append(*shown, l...) },
 		Log: slog.New(slog.DiscardHandler), ids: ids, transport: a,
 	}, shown
 }
