@@ -67,9 +67,10 @@ func openPort(name string, port int, who string) (*ipv4.PacketConn, error) {
 		var serr error
 		err := c.Control(func(fd uintptr) {
 			serr = unix.BindToDevice(int(fd), name)
-			// A hall that powers on at once sends more than fits in a usual buffer;
-			// one that may not be enlarged still does.
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+			// A hall that powers on at once sends more than fits in a usual buffer; with
+			// too large a one, answers come after their clients have given up. Where
+			// it may not be enlarged, the usual one does.
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 512<<10)
 		})
 		return errors.Join(err, serr)
 	}}
