@@ -214,6 +214,8 @@ func TestRivalFilter(t *testing.T) {
 		"IP options":         {options, true},
 		"another Smelt":      {to(67, ipPacket("0.0.0.0", 68, probe)), true},
 		"a machine":          {to(67, ipPacket("0.0.0.0", 68, machine)), false},
+		"a relay":            {to(67, ipPacket("10.20.0.2", 67, machine)), false},
+		"a relayed Smelt":    {to(67, ipPacket("10.20.0.2", 67, probe)), true},
 		"not to a server":    {to(68, ipPacket("0.0.0.0", 68, probe)), false},
 		"DNS":                {ipPacket("10.20.0.2", 53, answer), false},
 		"TCP":                {change(ipPacket("10.20.0.2", 67, answer), 9, 6), false},

@@ -113,6 +113,9 @@ func openWatcher(t *rivals, id string, log *slog.Logger) (*watcher, error) {
 		prog[i] = unix.SockFilter{Code: f.Op, Jt: f.Jt, Jf: f.Jf, K: f.K}
 	}
 	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]})
+	// Our own answers leave from port 67 as well, thousands of them a second; a
+	// kernel before 4.20 lets us look at them in vain.
+	_ = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: iface.Index})
 	}
@@ -131,13 +134,15 @@ func rivalFilter() []bpf.Instruction {
 	const chaddr = 8 + 28 // behind the IP header: UDP header, fields before chaddr (RFC 2131 figure 1)
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 9, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 11},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 13},
 		bpf.LoadAbsolute{Off: 6, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x1fff, SkipTrue: 9}, // a later fragment
+		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x1fff, SkipTrue: 11}, // a later fragment
 		bpf.LoadMemShift{Off: 0},
 		bpf.LoadIndirect{Off: 0, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: serverPort, SkipTrue: 5},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: proxyPort, SkipTrue: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: serverPort, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: proxyPort, SkipTrue: 2},
+		bpf.LoadIndirect{Off: 8, Size: 1}, // a relay asks from port 67, too
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 2, SkipTrue: 4},
 		bpf.LoadIndirect{Off: 2, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: serverPort, SkipTrue: 3},
 		bpf.LoadIndirect{Off: chaddr, Size: 4},
