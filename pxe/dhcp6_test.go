@@ -137,7 +137,7 @@ func TestFirmware6(t *testing.T) {
 			t.Errorf("%s: decided on %+v: %s", c.capture, e.Machine, e.Why)
 		}
 	}
-	if _, e := d.tell(t, captured6(t, "ovmf-http-solicit"), fromRandom); e.Why != "plain lease: no MAC is known" {
+	if _, e := d.tell(t, captured6(t, "ovmf-http-solicit"), fromRandom); e.Why != "plain lease: no MAC is known" || e.Machine.Stage != 0 {
 		t.Errorf("a machine that nobody can know was told: %s", e.Why)
 	}
 	if mac, ok := d.s.holder(leased6(t, first(d.tell(t, captured6(t, "ipxe-request"), fromKnown))), epoch); !ok || mac != known {
@@ -232,6 +232,7 @@ func TestMessages6(t *testing.T) {
 
 	// In use: another one, for those who had it and for nobody else.
 	d.tell(t, message6(dhcpv6.MessageTypeDecline, client6(other.String()), us, ia6(1, own.String())), fromRandom)
+	d.tell(t, message6(dhcpv6.MessageTypeDecline, id, us, ia6(1, "fd00:77::5")), fromRandom)
 	if got := leased6(t, first(d.tell(t, message6(dhcpv6.MessageTypeSolicit, id, ia6(1)), fromRandom))); got != own {
 		t.Errorf("after a stranger declined %s it was %s", own, got)
 	}
@@ -357,6 +358,9 @@ func TestNetwork6(t *testing.T) {
 		}
 	}
 	config := testConfig(t, tableBooter{})
+	if s, err := New(config); err != nil || s.networks[0].v6 != nil || s.ours(netip.MustParseAddr("fd00:77::5")) {
+		t.Errorf("IPv6 is on and nobody asked for it (%v)", err)
+	}
 	config.Networks[0].IPv6 = netip.MustParsePrefix("fd00:77::1/64")
 	config.Networks = append(config.Networks, Network{Interface: "eth1", Address: netip.MustParsePrefix("10.78.0.1/24"), IPv6: netip.MustParsePrefix("fd00:77::2/64")})
 	if _, err := New(config); err == nil || !strings.Contains(err.Error(), "fd00:77::/64 is on eth0 as well") {

@@ -120,7 +120,7 @@ const bootTime = 10 * time.Minute
 // that the kernel's own system asks. It is called with r.mu held.
 func (r *recorder) boot(h *history, e Event) {
 	switch {
-	case e.Kind == "dhcp discover" && e.Machine.Stage == AskAddress:
+	case (e.Kind == "dhcp discover" || e.Kind == "dhcp6 solicit") && e.Machine.Stage == AskAddress:
 		// Firmware repeats its question after 4, 8, 16 and 32 s (PXE 2.1 section
 		// 2.2.3); what comes later, or after iPXE, is another start.
 		again := h.firmware != "" && e.At.Sub(h.discover) < time.Minute && (e.Machine.IPXE || !h.ipxe)
