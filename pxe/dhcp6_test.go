@@ -565,7 +565,7 @@ func TestBootUEFIv6(t *testing.T) {
 			l.event("release", func(e Event) bool { return e.Kind == "dhcp6 release" && e.Answer == "reply" })
 			l.event("script", func(e Event) bool { return e.Kind == "script" })
 			l.event("iPXE over IPv6", func(e Event) bool { return e.Kind == "dhcp6 request" && e.Machine.IPXE })
-			t.Logf("boot time: %s over IPv6, snponly.efi: %.1fs to %q", c.name, took.Seconds(), c.mark)
+			t.Logf("boot time: %s over IPv6, to %s %.1f", c.name, strings.Trim(c.mark, "| "), took.Seconds())
 		})
 	}
 }
