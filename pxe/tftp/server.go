@@ -236,6 +236,7 @@ func (s *Server) makeRoom(t *transfer) error {
 		// its way. Another question from the same port, or the same after the
 		// transfer fell silent, comes from a machine that has started again.
 		if old.asked == t.asked && !(old.heard && old.silent) {
+			s.advance(old, func() error { return old.repeated(t.began) })
 			return errDropped
 		}
 		s.end(old, errReplaced)

@@ -12,12 +12,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -568,10 +570,8 @@ func TestTimeout(t *testing.T) {
 		p.expect("OACK timeout 2")
 		p.ack(0)
 		p.expect("DATA 1 of 512")
-		for range 2 {
-			if d := after(p); d < 1900*time.Millisecond || d > 2900*time.Millisecond {
-				t.Errorf("sent again after %s, asked were 2 s", d)
-			}
+		if d := after(p); d < 1900*time.Millisecond || d > 2900*time.Millisecond {
+			t.Errorf("sent again after %s, asked were 2 s", d)
 		}
 		p.ack(1)
 		p.expect("DATA 2 of 488")
@@ -590,10 +590,10 @@ func TestAmplification(t *testing.T) {
 		sends  int
 	}{
 		{[]string{"x", "octet"}, 1},
-		{[]string{"snponly.efi", "octet"}, 3},
-		{[]string{"snponly.efi", "octet", "blksize", "1468", "windowsize", "64"}, 3},
-		{[]string{"snponly.efi", "octet", "tsize", "0", "blksize", "65464", "timeout", "1"}, 3},
-		{[]string{"x", "octet", "multicast", ""}, 3},
+		{[]string{"snponly.efi", "octet"}, 4},
+		{[]string{"snponly.efi", "octet", "blksize", "1468", "windowsize", "64"}, 4},
+		{[]string{"snponly.efi", "octet", "tsize", "0", "blksize", "65464", "timeout", "1"}, 4},
+		{[]string{"x", "octet", "multicast", ""}, 4},
 		{[]string{"nothing", "octet"}, 1},
 		{[]string{"x", "mail"}, 1},
 	} {
@@ -608,8 +608,9 @@ func TestAmplification(t *testing.T) {
 				}
 				out += len(b)
 				packets++
-				if packets == 2 {
-					p.ask(c.fields...) // the same again is no reason to send more
+				if packets == 2 { // answered, because it is paid for
+					p.ask(c.fields...)
+					in += len(rrq(c.fields...))
 				}
 			}
 			if ratio := float64(out) / float64(in); ratio > maxAmplification || packets != c.sends {
@@ -677,6 +678,86 @@ func TestLimits(t *testing.T) {
 		p.ack(1)
 		p.expect("DATA 2 of 512")
 	}
+}
+
+// TestWithoutOffload: where the kernel will not cut a window into packets, each
+// is sent alone.
+func TestWithoutOffload(t *testing.T) {
+	t.Parallel()
+	p := serve(t, nil).peer()
+	s, err := openSocket(p.site.addr.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	// Without a checksum there is no offload: the kernel says EINVAL.
+	if err := unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
+		t.Fatal(err)
+	}
+	to := p.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	x := &transfer{socket: s, to: sockaddr(to), client: to, content: pattern(3000), size: 3000, base: 1, last: 6, batch: s.segment(516), out: new([1 << 16]byte)}
+	x.block, x.window = 512, 16
+	if x.batch != maxSegments {
+		t.Errorf("%d packets in one call", x.batch)
+	}
+	if err := x.send(); !errors.Is(err, errGoesOn) {
+		t.Fatal(err)
+	}
+	p.expect("DATA 1 of 512", "DATA 2 of 512", "DATA 3 of 512", "DATA 4 of 512", "DATA 5 of 512", "DATA 6 of 440")
+	if x.batch != 1 || x.sendErr != nil {
+		t.Errorf("afterwards %d packets in one call, %v", x.batch, x.sendErr)
+	}
+}
+
+// FuzzRequest: whatever comes as a request, it is answered with less than a
+// hundred times as much, and an OACK holds nothing that was not asked.
+func FuzzRequest(f *testing.F) {
+	for _, s := range []string{
+		"\x00\x01snponly.efi\x00octet\x00tsize\x000\x00blksize\x001468\x00windowsize\x004\x00", // OVMF 2022.11, to learn the size
+		"\x00\x01snponly.efi\x00octet\x00blksize\x001468\x00windowsize\x004\x00",               // then for the file
+		"\x00\x01undionly.kpxe\x00octet\x00blksize\x001432\x00tsize\x000\x00",                  // iPXE 2019
+		"\x00\x01revocations_sku.efi\x00octet\x00",                                             // shim 16.1
+		"\x00\x01/grub/x86_64-efi/command.lst\x00octet\x00blksize\x001024\x00tsize\x000\x00",   // GRUB 2.06
+		"\x00\x01f\x00netascii\x00timeout\x00255\x00BLKSIZE\x008\x00", "\x00\x02f\x00octet\x00", "\x00\x01f\x00octet", "\x00\x01",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		if len(packet) < 2 {
+			return
+		}
+		r, err := parse(packet[2:])
+		if err != nil {
+			if told(err) == errFailed {
+				t.Errorf("%q: a client is told nothing of %v", packet, err)
+			}
+			return
+		}
+		const size, mtu = 1 << 20, 1500
+		a := r.agree(size, mtu)
+		if a.block < minBlock || a.block > mtu-headers || a.window < 1 || a.window > maxWindow || a.window > 1 && a.window*a.block > maxWindowBytes || a.timeout < 0 || a.timeout > 255*time.Second {
+			t.Errorf("%q: %+v", packet, a)
+		}
+		if len(a.oack) > 100*len(packet) || a.oack == nil && (a.block != defaultBlock || a.window != 1 || a.timeout != 0) {
+			t.Errorf("%q: %+v", packet, a)
+		}
+		if a.oack == nil {
+			return
+		}
+		fields := strings.Split(string(a.oack[2:]), "\x00")
+		if len(fields)%2 == 0 || fields[len(fields)-1] != "" || len(fields) > 9 {
+			t.Fatalf("%q: OACK %q", packet, a.oack)
+		}
+		for i := 0; i+1 < len(fields); i += 2 {
+			if !bytes.Contains(packet, []byte("\x00"+fields[i]+"\x00")) {
+				t.Errorf("%q: %q was not asked", packet, fields[i])
+			}
+			asked, _ := r.number(strings.ToLower(fields[i]), 0)
+			if n, err := strconv.ParseUint(fields[i+1], 10, 63); err != nil || n > asked && !strings.EqualFold(fields[i], "tsize") {
+				t.Errorf("%q: %s %s, asked were %d", packet, fields[i], fields[i+1], asked)
+			}
+		}
+	})
 }
 
 // TestStranger: who is not allowed is told so, and costs no transfer.

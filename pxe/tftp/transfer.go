@@ -14,8 +14,8 @@ import (
 
 const (
 	// Before the client has acknowledged anything it may not exist, or be
-	// somebody else: an answer is repeated twice, a second apart, and only while
-	// all of it stays below a hundred times the request.
+	// somebody else: an answer is repeated twice, and only while all of it stays
+	// below a hundred times the request.
 	unheardResends   = 2
 	maxAmplification = 100
 
@@ -69,6 +69,8 @@ type transfer struct {
 	silent bool   // sent again for want of an answer
 
 	resent  int
+	paid    int // bytes of the request, and of its repetitions
+	answer  int // bytes of the first answer
 	bytes   int // sent before the client was heard
 	sendErr error
 }
@@ -102,9 +104,21 @@ func (t *transfer) acked() int64 {
 
 // start sends the first answer.
 func (t *transfer) start(now time.Time) error {
-	t.again, t.tries, t.sent = false, 0, now
-	t.deadline = now.Add(t.wait())
-	return t.send()
+	t.paid, t.sent, t.deadline = len(t.asked), now, now.Add(t.wait())
+	err := t.send()
+	t.answer = t.bytes
+	return err
+}
+
+// repeated takes a request that came again. The answer to it may be lost, or
+// late; who asks again soon is in a hurry.
+func (t *transfer) repeated(now time.Time) error {
+	t.paid += len(t.asked)
+	if t.heard || now.Sub(t.sent) < leastWait {
+		return errGoesOn
+	}
+	t.sent, t.deadline = now, now.Add(t.wait())
+	return t.repeat()
 }
 
 // receive takes a packet from anybody.
@@ -165,21 +179,19 @@ func (t *transfer) ack(now time.Time, block uint16) error {
 // late is called past the deadline.
 func (t *transfer) late(now time.Time) error {
 	t.tries++
-	var over bool
+	over := t.tries > unheardResends || t.bytes+t.answer > maxAmplification*t.paid
+	wait := t.wait()
 	if t.heard {
 		over = now.Sub(t.sent) >= max(patience, 6*t.timeout)
-	} else {
-		over = t.tries > unheardResends || t.bytes+t.bytes/t.tries > maxAmplification*len(t.asked)
+		// Not a client's own rhythm: atftp waits anew with each packet that it
+		// ignores, and would never get to say what it misses.
+		wait <<= min(t.tries, 8)
 	}
 	if over && t.sendErr != nil {
 		return fmt.Errorf("%w, and sending failed: %v", errSilent, t.sendErr)
 	}
 	if over {
 		return errSilent
-	}
-	wait := t.wait()
-	if t.heard && t.timeout == 0 {
-		wait <<= min(t.tries, 8)
 	}
 	t.deadline = now.Add(wait)
 	t.silent = true
