@@ -60,7 +60,7 @@ type network struct {
 	leases     *leases
 	neighbours neighbours // who has which address, where leases cannot know
 	prober     *prober    // nil before Run, and where nobody could answer
-	rivals     *rivals    // nil where nobody listens to other servers
+	rivals     *rivals    // other servers that were heard or named
 	v6         *network   // as machines see it that boot over IPv6; nil: none may
 }
 

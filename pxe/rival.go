@@ -312,7 +312,7 @@ func (t *rivals) judge(r *Rival) {
 		r.Alarm = "two Smelts answer the same machines"
 	case elsewhere:
 		r.Alarm = "machines boot " + r.Gives() + " and do not reach Smelt"
-	case n.Mode == Authoritative || len(n.Servers) > 0:
+	case n.Mode == Authoritative || n.Mode == Relay || len(n.Servers) > 0:
 		r.Alarm = "it gives addresses, and a machine takes whichever answer comes first"
 	}
 	if !t.asking {
@@ -401,33 +401,16 @@ func (r *Rival) copy() Rival {
 // on our networks, those that do harm first.
 func (s *Server) Rivals() []Rival {
 	var out []Rival
-	for _, t := range s.watched() {
-		out = append(out, t.list(time.Now())...)
+	for _, n := range s.networks {
+		out = append(out, n.rivals.list(time.Now())...)
 	}
 	return out
 }
 
-// watchRivals makes one table for each interface that machines are on: what
-// lies behind relays is not heard, only named by machines.
+// watchRivals makes a table for each network. What lies behind relays is not
+// heard, and only named by machines.
 func (s *Server) watchRivals(told func(Rival)) {
-	tables := make(map[string]*rivals)
 	for _, n := range s.networks {
-		if n.Mode != Relay && tables[n.Interface] == nil {
-			tables[n.Interface] = newRivals(n.Network, s.log, told)
-		}
+		n.rivals = newRivals(n.Network, s.log, told)
 	}
-	for _, n := range s.networks {
-		n.rivals = tables[n.Interface]
-	}
-}
-
-// watched lists the tables, each once.
-func (s *Server) watched() []*rivals {
-	var out []*rivals
-	for _, n := range s.networks {
-		if n.rivals != nil && !slices.Contains(out, n.rivals) {
-			out = append(out, n.rivals)
-		}
-	}
-	return out
 }

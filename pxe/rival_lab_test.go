@@ -166,7 +166,7 @@ func TestRivalAlarm(t *testing.T) {
 	slow(t)
 	warns := func(l *lab, text string) {
 		t.Helper()
-		l.wait("warning of "+text, 10*time.Second, func() bool {
+		l.wait("warning of "+text, 20*time.Second, func() bool {
 			return slices.ContainsFunc(strings.Split(l.log(), "\n"), func(line string) bool {
 				return strings.Contains(line, "level=WARN") && strings.Contains(line, text)
 			})

@@ -154,6 +154,10 @@ func rivalFilter() []bpf.Instruction {
 
 // listen notes what it hears until ctx ends.
 func (w *watcher) listen(ctx context.Context) error {
+	if w.file == nil {
+		<-ctx.Done()
+		return nil
+	}
 	stop := context.AfterFunc(ctx, func() { w.file.Close() })
 	defer stop()
 	defer w.file.Close()
@@ -398,8 +402,8 @@ func (w *watcher) run(ctx context.Context) error {
 			w.rivals.list(time.Now()) // forgets who is gone
 		case <-next:
 			next = time.After(rivalInterval*4/5 + mathrand.N(rivalInterval*2/5))
-			if w.rivals.network.Mode == Observe {
-				continue // whoever observes is not heard
+			if m := w.rivals.network.Mode; m == Observe || m == Relay {
+				continue // whoever observes is not heard, and beyond a relay nobody hears us
 			}
 			err := w.ask(ctx)
 			if err != nil && !failed {
@@ -415,14 +419,21 @@ func (w *watcher) run(ctx context.Context) error {
 	}
 }
 
-// openWatchers starts to listen on every interface that machines are on.
+// openWatchers starts to listen on every wire that machines are on. Behind
+// relays there is nothing to hear or to ask, only what machines name.
 func (s *Server) openWatchers() ([]*watcher, error) {
 	var out []*watcher
-	for _, t := range s.watched() {
-		w, err := openWatcher(t, smeltID, s.log)
+	for _, n := range s.networks {
+		if n.Mode == Relay {
+			out = append(out, &watcher{rivals: n.rivals, log: s.log})
+			continue
+		}
+		w, err := openWatcher(n.rivals, smeltID, s.log)
 		if err != nil {
 			for _, w := range out {
-				w.file.Close()
+				if w.file != nil {
+					w.file.Close()
+				}
 			}
 			return nil, err
 		}

@@ -256,7 +256,8 @@ func (g *segment) decide(ctx context.Context, p packet, now time.Time) (*answer,
 	if r.machine.Circuit != "" && !allow(g.s.limits.circuits, circuit{r.giaddr.As4(), r.machine.Circuit}, now) {
 		return nil, Event{}, drop("rate of its circuit", "too much from circuit %q of relay %s", r.machine.Circuit, r.giaddr)
 	}
-	if n.rivals != nil && r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != r.serverID(n) {
+	g.s.late.hear(n.Name, r, g.s.recorder.lastHeard(r.machine.MAC), now)
+	if r.kind == dhcpv4.MessageTypeRequest && r.server.IsValid() && r.server != r.serverID(n) {
 		n.rivals.named(r.server, now)
 	}
 	a, e := g.s.respond(ctx, n, r, now)

@@ -50,6 +50,7 @@ type Server struct {
 	log      *slog.Logger
 	path     string
 	http     netip.AddrPort
+	late     late
 	recorder *recorder
 	trail    *trail
 	since    time.Time     // what we make ourselves is as old as that
@@ -185,6 +186,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, t := range tasks {
 		g.Go(func() error { return t(ctx) })
 	}
+	s.late.begin(time.Now())
 	close(s.ready)
 	return g.Wait()
 }

@@ -56,6 +56,10 @@ func networkViews(s *pxe.Server, networks []pxe.Network) []api.NetworkView {
 	for _, r := range s.Rivals() {
 		rivals[r.Network] = append(rivals[r.Network], rivalView(r))
 	}
+	late := map[string][]pxe.LateStart{}
+	for _, l := range s.LateStarts() {
+		late[l.Network] = append(late[l.Network], l)
+	}
 	var out []api.NetworkView
 	for _, n := range networks {
 		v := api.NetworkView{
@@ -70,6 +74,10 @@ func networkViews(s *pxe.Server, networks []pxe.Network) []api.NetworkView {
 		}
 		if float64(v.Used) >= poolFull*float64(v.Size) && v.Size > 0 {
 			v.Warnings = append(v.Warnings, fmt.Sprintf("%d of %d addresses of the pool are given: make it larger in site.yaml (networks: pool), or machines that nobody named get none", v.Used, v.Size))
+		}
+		if l := late[n.Name]; len(l) > 0 {
+			v.Warnings = append(v.Warnings, fmt.Sprintf("%d machines were first heard when they had asked for long (last %s, for %d s): their switch ports forward too late for some firmware; set spanning-tree portfast and LACP fallback there: smelt doctor snippet cisco-ios",
+				len(l), l[0].MAC, int(l[0].After.Seconds())))
 		}
 		out = append(out, v)
 	}
