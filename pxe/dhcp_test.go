@@ -258,6 +258,9 @@ func goldenDecisions(t *testing.T, name string, server func(testing.TB, Booter, 
 		}
 		// What a client reads from the wire, not what we meant to write.
 		wire := a.msg.ToBytes()
+		if len(wire) != length(a.msg) {
+			t.Errorf("%s: %d bytes, thought to be %d", row.name, len(wire), length(a.msg))
+		}
 		if len(wire) < 300 {
 			t.Errorf("%s: %d bytes: BOOTP asks for 300", row.name, len(wire))
 		}

@@ -56,6 +56,9 @@ func (s *Server) respondBoot(ctx context.Context, n *network, r *request, e Even
 		}
 	}
 	fit(m, r.max)
+	if r.boot {
+		what += ", as its boot server"
+	}
 	e.Answer, e.Why = kindName(kind)+" (boot only)", what+boot
 	return &answer{msg: m, to: to}, e
 }

@@ -123,11 +123,20 @@ func (s *Server) reply(n *network, r *request, b Boot, kind dhcpv4.MessageType, 
 func fit(m *dhcpv4.DHCPv4, size int) {
 	// Options nobody misses make room first.
 	for _, o := range []dhcpv4.OptionCode{dhcpv4.OptionTFTPServerName, dhcpv4.OptionRebindingTimeValue, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionDomainNameServer, dhcpv4.OptionClientMachineIdentifier} {
-		if len(m.ToBytes()) <= size {
+		if length(m) <= size {
 			break
 		}
 		m.DeleteOption(o)
 	}
+}
+
+// length is how many bytes m takes, without writing it.
+func length(m *dhcpv4.DHCPv4) int {
+	n := 240 + 1 // with END
+	for _, v := range m.Options {
+		n += len(v) + 2*max(1, (len(v)+254)/255)
+	}
+	return max(n, 300)
 }
 
 // bootOptions adds what makes the machine boot from us.

@@ -54,6 +54,15 @@ func (r *rules) refuses(mac MAC, vendor string) string {
 	return ""
 }
 
+// refusesMAC is refuses where a machine does not say what it calls itself, as
+// in HTTP.
+func (r *rules) refusesMAC(mac MAC) string {
+	if r.allow != nil && len(r.allow.vendors) > 0 {
+		return (&rules{deny: r.deny}).refuses(mac, "")
+	}
+	return r.refuses(mac, "")
+}
+
 // rules are Rules in a form that is quick with a whole hall of addresses.
 type rules struct{ allow, deny *matches }
 

@@ -1,6 +1,7 @@
 package pxe
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -38,6 +39,26 @@ func TestRules(t *testing.T) {
 	for _, bad := range []Match{{}, {Name: "x"}, {MAC: mac, Vendor: "x"}} {
 		if _, err := newRules(Rules{Deny: []Match{bad}}); err == nil {
 			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+// TestRulesOfScripts: who is denied gets no script either, and waits.
+func TestRulesOfScripts(t *testing.T) {
+	for _, c := range []struct {
+		r    Rules
+		want string
+	}{
+		{Rules{Deny: []Match{{MAC: known}}}, "denied: MAC"},
+		{Rules{Allow: []Match{{MAC: other}}}, "not allowed"},
+		{Rules{Allow: []Match{{MAC: other}, {Vendor: "PXEClient*"}}}, ""}, // it may be one: it does not say here
+		{Rules{Deny: []Match{{Vendor: "PXEClient*"}}}, ""},
+	} {
+		s := testServer(t, tableBooter{"": {Action: Local, Why: "asked"}}, func(conf *Config) { conf.Networks[0].Rules = c.r })
+		m := Machine{MAC: known, Stage: AskScript, Addr: netip.MustParseAddr("10.77.0.11")}
+		b, err := s.ask(t.Context(), m, askScriptTime)
+		if err != nil || c.want == "" && b.Action != Local || c.want != "" && (b.Action != Ignore || !strings.HasPrefix(b.Why, c.want)) {
+			t.Errorf("%+v: %v %q, %v", c.r, b.Action, b.Why, err)
 		}
 	}
 }

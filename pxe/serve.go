@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	workers = 64  // messages decided at once on one interface; most wait for disk or Booter
-	kept    = 16  // of them, for machines that somebody knows
+	workers = 256 // messages decided at once on one interface; most wait for disk, Booter or ARP
+	kept    = 64  // of them, for machines that somebody knows
 	backlog = 512 // messages waiting for a worker; clients repeat what is dropped
 )
 

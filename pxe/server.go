@@ -24,7 +24,7 @@ const (
 	defaultLease = time.Hour
 	minLease     = time.Minute
 
-	asking = 128 // questions to the Booter at once
+	asking = 256 // questions to the Booter at once
 )
 
 // Config is what a Server needs. Networks, Files, Booter, Log, Leases and HTTP
@@ -194,6 +194,12 @@ func (s *Server) Run(ctx context.Context) error {
 // ask puts the question to the Booter, for so long and no longer: a Booter
 // that hangs, even beyond its context, costs its own machine and nobody else.
 func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot, error) {
+	if n := s.networkOf(m.Addr); n != nil && m.Stage == AskScript {
+		m.Network = n.Name
+		if why := n.rules.refusesMAC(m.MAC); why != "" {
+			return Boot{Action: Ignore, Why: why}, nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
