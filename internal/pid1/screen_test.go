@@ -1,11 +1,23 @@
 package pid1
 
 import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/u-root/u-root/pkg/cpio"
 	"rsc.io/qr"
+
+	"smelt/images/build"
 )
 
 // modules reads the code back from the cells of a screen.
@@ -62,5 +74,91 @@ func TestScreenText(t *testing.T) {
 	}
 	if c, _ := ParseCmdLine("smelt.server=https://h smelt.nonce=n smelt.node=rig-01 smelt.code=7QX2 smelt.page=HTTPS://H/N/7\x1b[2J"); c.Node != "rig-01" || c.Code != "7QX2" || strings.Contains(c.Page, "\x1b") {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestScreen: a phone that looks at the monitor of a machine in the RAM system
+// opens the page of its node.
+func TestScreen(t *testing.T) {
+	if os.Getenv("SMELT_TEST_E2E") != "1" {
+		t.Skip("boots a machine in QEMU: set SMELT_TEST_E2E=1")
+	}
+	for _, p := range []string{"qemu-system-x86_64", "zbarimg"} {
+		if _, err := exec.LookPath(p); err != nil && os.Getenv("SMELT_TEST_NO_SKIP") == "1" {
+			t.Fatal(err)
+		} else if err != nil {
+			t.Skip(err)
+		}
+	}
+	const page = "HTTPS://SMELT.HALL.EXAMPLE/N/7QX2"
+	dir := t.TempDir()
+	cache := os.Getenv("SMELT_TEST_CACHE")
+	if cache == "" {
+		cache = "../../.cache/kernel-test"
+	}
+	kernel, err := build.Kernel(t.Context(), cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "init")
+	compile := exec.Command("go", "build", "-o", program, "./testdata/screen")
+	compile.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := compile.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	text, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := cpio.Newc.Writer(&b)
+	for _, r := range []cpio.Record{
+		cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1),
+		{ReaderAt: bytes.NewReader(text), Info: cpio.Info{Name: "init", Mode: 0o100755, FileSize: uint64(len(text))}},
+	} {
+		if err := w.WriteRecord(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		t.Fatal(err)
+	}
+	initrd, monitor, shot := filepath.Join(dir, "initrd"), filepath.Join(dir, "monitor"), filepath.Join(dir, "screen.png")
+	if err := os.WriteFile(initrd, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	runtime.LockOSThread() // PDEATHSIG goes by the thread that forked
+	defer runtime.UnlockOSThread()
+	machine := exec.Command("qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-no-reboot", "-nic", "none", "-display", "none", "-vga", "std", "-serial", "none",
+		"-monitor", "unix:"+monitor+",server=on,wait=off", "-kernel", kernel.Vmlinuz, "-initrd", initrd, "-append", "console=tty0 quiet page="+page)
+	machine.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := machine.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = machine.Process.Kill()
+		_ = machine.Wait()
+	}()
+	var read, said string
+	start := time.Now()
+	defer func() { t.Logf("read after %s", time.Since(start).Round(time.Second)) }()
+	for deadline := time.Now().Add(120 * time.Second); read != page && time.Now().Before(deadline); time.Sleep(time.Second) {
+		c, err := net.Dial("unix", monitor)
+		if err != nil {
+			continue // not yet
+		}
+		fmt.Fprintf(c, "screendump %s -f png\n", shot)
+		time.Sleep(time.Second)
+		c.Close()
+		out, err := exec.Command("zbarimg", "-q", "--raw", "-Sdisable", "-Sqrcode.enable", shot).Output()
+		read, said = strings.TrimSpace(string(out)), fmt.Sprint(err)
+	}
+	if dir := os.Getenv("SMELT_SCREENS"); dir != "" {
+		if data, err := os.ReadFile(shot); err == nil {
+			_ = os.WriteFile(filepath.Join(dir, "screen-ram.png"), data, 0o644)
+		}
+	}
+	if read != page {
+		t.Errorf("the screen says %q (%s), want %s", read, said, page)
 	}
 }
