@@ -188,6 +188,9 @@ func (r *recorder) history(e Event) *history {
 func (r *recorder) count(e Event) {
 	kind, rest, _ := strings.Cut(e.Kind, " ")
 	answer, _, _ := strings.Cut(e.Answer, " ")
+	if strings.Contains(rest, "unknown") {
+		rest = "other" // a number that a machine made up makes no label
+	}
 	switch kind {
 	case "dhcp":
 		r.stats.dhcp.add(1, e.Machine.Network, rest)

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 // TestStats: what is heard and answered is counted, once.
@@ -24,11 +26,15 @@ func TestStats(t *testing.T) {
 		_, e := m.tell(t, s, now)
 		s.recorder.record(e)
 	}
+	for kind := dhcpv4.MessageType(21); kind < 255; kind++ {
+		_, e := message{kind: kind, mac: other}.tell(t, s, now)
+		s.recorder.record(e)
+	}
 	get(t, s, "GET", "/boot/script?mac=52:54:00:00:00:01")
 	st := s.Stats()
 	want := []Count{
 		{[]string{"eth0", "ack"}, 1}, {[]string{"eth0", "discover"}, 1}, {[]string{"eth0", "nak"}, 1},
-		{[]string{"eth0", "offer"}, 1}, {[]string{"eth0", "request"}, 2},
+		{[]string{"eth0", "offer"}, 1}, {[]string{"eth0", "other"}, 234}, {[]string{"eth0", "request"}, 2},
 	}
 	if !slices.EqualFunc(st.DHCP, want, func(a, b Count) bool { return a.N == b.N && slices.Equal(a.Labels, b.Labels) }) {
 		t.Errorf("DHCP: %v, want %v", st.DHCP, want)
