@@ -15,9 +15,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unicode/utf16"
 
-	"smelt/internal/secureboot"
+	"github.com/u-root/u-root/pkg/cpio"
+
+	"smelt/images/build"
+	"smelt/internal/uki"
 )
 
 // hall is a whole site in a network namespace: smelt serve as it is installed,
@@ -142,15 +144,19 @@ func (h *hall) start(out *watch, name string, args ...string) *exec.Cmd {
 	return c
 }
 
+// cache is where Debian's kernel is kept between runs.
+func cache() string {
+	if c := os.Getenv("SMELT_TEST_CACHE"); c != "" {
+		return c
+	}
+	return "../../.cache/kernel-test"
+}
+
 // up starts smelt serve.
 func (h *hall) up() {
 	h.t.Helper()
-	cache := os.Getenv("SMELT_TEST_CACHE")
-	if cache == "" {
-		cache = "../../.cache/kernel-test"
-	}
 	h.log = newWatch()
-	h.serve = h.start(h.log, h.path("smelt"), "serve", "--site", h.path("site.yaml"), "--cache", cache)
+	h.serve = h.start(h.log, h.path("smelt"), "serve", "--site", h.path("site.yaml"), "--cache", cache())
 	h.log.wait(h.t, 3*time.Minute, "pages at ") // a kernel may have to be fetched
 	h.log.wait(h.t, 10*time.Second, "network boot on ")
 }
@@ -214,6 +220,15 @@ func (m machine) wait(t *testing.T, limit time.Duration, mark string) (wall, cpu
 	return wall, cpu
 }
 
+// end waits until the machine switched itself off.
+func (m machine) end(t *testing.T, limit time.Duration) {
+	t.Helper()
+	timeout := time.AfterFunc(limit, func() { _ = m.cmd.Process.Kill() })
+	if err := m.cmd.Wait(); err != nil || !timeout.Stop() {
+		t.Fatalf("it did not switch itself off: %v:\n%s", err, m.text())
+	}
+}
+
 // never wants that none of the marks was on the console, nor soon will be.
 func (m machine) never(t *testing.T, marks ...string) {
 	t.Helper()
@@ -269,45 +284,44 @@ func (w *watch) wait(t *testing.T, limit time.Duration, mark string) time.Durati
 	}
 }
 
-// enrolled is the variable store of OVMF with key as the owner's, as if
-// somebody had enrolled it by hand (EDK2 MdeModulePkg VariableFormat.h).
-func enrolled(t *testing.T, store []byte, key secureboot.Key) []byte {
+// enrol boots a machine in setup mode whose system takes what smelt secureboot
+// export wrote, and returns the machine's variables.
+func (h *hall) enrol(t *testing.T) []byte {
 	t.Helper()
-	const first = 0x48 + 28 // volume header, store header
-	global := []byte{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
-	database := []byte{0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f}
-	le := binary.LittleEndian
-	var add []byte
-	for _, v := range []struct {
-		name   string
-		vendor []byte
-	}{{"db", database}, {"KEK", global}, {"PK", global}} {
-		var name []byte
-		for _, c := range utf16.Encode([]rune(v.name + "\x00")) {
-			name = le.AppendUint16(name, c)
-		}
-		h := le.AppendUint16(nil, 0x55aa)
-		h = append(h, 0x3f, 0) // VAR_ADDED
-		h = le.AppendUint32(h, 0x27)
-		h = append(h, make([]byte, 8)...)                                // monotonic count
-		h = append(h, 0xe8, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) // 2024-01-01
-		h = le.AppendUint32(h, 0)                                        // public key index
-		h = le.AppendUint32(h, uint32(len(name)))
-		h = le.AppendUint32(h, uint32(len(key.List())))
-		h = slices.Concat(h, v.vendor, name, key.List())
-		add = append(add, append(h, bytes.Repeat([]byte{0xff}, -len(h)&3)...)...)
+	h.smelt("secureboot", "export", h.path("enrol"))
+	h.run("env", "CGO_ENABLED=0", "go", "build", "-o", h.path("init"), "./testdata/enrol")
+	kernel, err := build.Kernel(t.Context(), cache())
+	if err != nil {
+		t.Fatal(err)
 	}
-	out := slices.Clone(store)
-	for _, c := range out[first : first+len(add)] {
-		if c != 0xff {
-			t.Fatal("the variable store is not empty")
-		}
+	var initrd bytes.Buffer
+	w := cpio.Newc.Writer(&initrd)
+	records := []cpio.Record{cpio.CharDev("dev/console", 0o600, 5, 1)}
+	for name, path := range map[string]string{
+		"init": h.path("init"), "efivarfs.ko": filepath.Join(kernel.Modules, "kernel/fs/efivarfs/efivarfs.ko"),
+		"db.auth": h.path("enrol/db.auth"), "KEK.auth": h.path("enrol/KEK.auth"), "PK.auth": h.path("enrol/PK.auth"),
+	} {
+		records = append(records, cpio.StaticFile(name, string(h.read(path)), 0o755))
 	}
-	copy(out[first:], add)
-	return out
+	if err := cpio.WriteRecords(w, append([]cpio.Record{cpio.Directory("dev", 0o755)}, records...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := cpio.WriteTrailer(w); err != nil {
+		t.Fatal(err)
+	}
+	program, err := uki.Build(uki.Parts{
+		Stub: h.read(uki.Stub), OSRelease: "ID=test\n", CmdLine: "console=ttyS0 panic=-1", Release: kernel.Release,
+		Initrd: initrd.Bytes(), Kernel: h.read(kernel.Vmlinuz),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.disk(program)
+	m := h.power(t, h.read("/usr/share/OVMF/OVMF_VARS_4M.fd"), h.diskFlags(0)...)
+	m.wait(t, 3*time.Minute, "ENROL <nil>")
+	m.end(t, time.Minute)
+	return h.read(h.path("vars.fd"))
 }
-
-const emptyVars = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 
 // TestSecureBoot boots a machine by UEFI HTTP with Secure Boot and the site's
 // key: the RAM system runs and enrols, what was changed on the way does not, and
@@ -319,7 +333,11 @@ func TestSecureBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vars := enrolled(t, h.read(emptyVars), key)
+	var vars []byte // of a machine that has the site's key
+	h.sub("enrolment", func(t *testing.T) { vars = h.enrol(t) })
+	if vars == nil {
+		return
+	}
 	program, err := filepath.Glob(h.path("state/boot/smelt-*.efi"))
 	if err != nil || len(program) != 1 {
 		t.Fatalf("%q, %v: want one UKI", program, err)
@@ -367,13 +385,12 @@ func TestSecureBoot(t *testing.T) {
 	} {
 		h.sub(name, func(t *testing.T) {
 			const mark = "LOCAL-DISK-OK"
-			loader, err := sign(h.disk(t, mark))
+			loader, err := sign(h.loader(mark))
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.write(h.path("BOOTX64.EFI"), loader)
-			h.run("mcopy", "-o", "-i", h.path("disk.img"), h.path("BOOTX64.EFI"), "::/EFI/BOOT/BOOTX64.EFI")
-			m := h.power(t, vars, "-drive", "format=raw,if=none,id=d0,file="+h.path("disk.img"), "-device", "virtio-blk-pci,drive=d0,bootindex=2")
+			h.disk(loader)
+			m := h.power(t, vars, h.diskFlags(2)...)
 			m.wait(t, 3*time.Minute, "URI: http://10.78.0.1/boot/file/local.efi")
 			if name == "its own disk" {
 				m.wait(t, time.Minute, mark)
@@ -408,13 +425,26 @@ func unsigned(t *testing.T, program []byte) []byte {
 	return b[:table]
 }
 
-// disk makes a disk with a place for a loader, and such a loader.
-func (h *hall) disk(t *testing.T, mark string) []byte {
-	t.Helper()
-	h.write(h.path("disk.cfg"), []byte("echo "+mark+"; echo; sleep 60\n"))
-	h.run("grub-mkimage", "-O", "x86_64-efi", "--disable-shim-lock", "-p", "/", "-c", h.path("disk.cfg"), "-o", h.path("disk.efi"), "echo", "sleep")
+// loader is an EFI program that says mark.
+func (h *hall) loader(mark string) []byte {
+	h.t.Helper()
+	h.write(h.path("loader.cfg"), []byte("echo "+mark+"; echo; sleep 60\n"))
+	h.run("grub-mkimage", "-O", "x86_64-efi", "--disable-shim-lock", "-p", "/", "-c", h.path("loader.cfg"), "-o", h.path("loader.efi"), "echo", "sleep")
+	return h.read(h.path("loader.efi"))
+}
+
+// disk makes a disk that starts an EFI program.
+func (h *hall) disk(program []byte) {
+	h.t.Helper()
+	h.write(h.path("BOOTX64.EFI"), program)
 	h.write(h.path("disk.img"), make([]byte, 40<<20))
 	h.run("mformat", "-i", h.path("disk.img"), "-F", "::")
 	h.run("mmd", "-i", h.path("disk.img"), "::/EFI", "::/EFI/BOOT")
-	return h.read(h.path("disk.efi"))
+	h.run("mcopy", "-i", h.path("disk.img"), h.path("BOOTX64.EFI"), "::/EFI/BOOT/BOOTX64.EFI")
+}
+
+// diskFlags put that disk into the machine, before or after the network card in
+// the order that firmware tries.
+func (h *hall) diskFlags(index int) []string {
+	return []string{"-drive", "format=raw,if=none,id=d0,file=" + h.path("disk.img"), "-device", fmt.Sprintf("virtio-blk-pci,drive=d0,bootindex=%d", index)}
 }
