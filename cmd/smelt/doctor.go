@@ -20,7 +20,7 @@ import (
 )
 
 func newDoctor(o *options) *cobra.Command {
-	var iface string
+	var iface, cache string
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what on this machine and its networks would stop a conversion, and which boot modes will work",
@@ -39,7 +39,7 @@ not be looked at). The exit code is 3 when a check fails.`,
 			if err != nil {
 				return err
 			}
-			conf := doctor.Config{Site: site, Interface: iface, Files: doctorFiles(), Wait: 4 * time.Second}
+			conf := doctor.Config{Site: site, Interface: iface, Files: doctorFiles(cache), Wait: 4 * time.Second}
 			if site != nil {
 				conf.Running = o.running(c, site)
 			}
@@ -51,6 +51,7 @@ not be looked at). The exit code is 3 when a check fails.`,
 		},
 	}
 	c.Flags().StringVar(&iface, "interface", "", "look only at this interface; without a site file, see who answers there")
+	c.Flags().StringVar(&cache, "cache", ".cache", "the folder of smelt serve for what is fetched once")
 	c.AddCommand(newDoctorSnippet(o))
 	return c
 }
@@ -68,7 +69,7 @@ func (o *options) doctorSite(named bool, iface string) (*config.Site, error) {
 }
 
 // doctorFiles are the first loaders and the agent, and what serve makes them of.
-func doctorFiles() []doctor.File {
+func doctorFiles(cache string) []doctor.File {
 	agent := "smelt-agent"
 	if exe, err := os.Executable(); err == nil {
 		agent = filepath.Join(filepath.Dir(exe), agent)
@@ -78,6 +79,9 @@ func doctorFiles() []doctor.File {
 		{Name: pxe.LoaderUEFI, Sources: []string{snponly}, Next: "apt-get install ipxe"},
 		{Name: pxe.LoaderUKI, Sources: []string{uki.Stub}, Next: "apt-get install systemd-boot-efi"},
 		{Name: pxe.LoaderLocal, Sources: []string{"/usr/bin/grub-mkimage", "/usr/lib/grub/x86_64-efi"}, Next: "apt-get install grub-common grub-efi-amd64-bin"},
+		{Name: pxe.LoaderShim, Sources: []string{filepath.Join(cache, "loaders/usr/lib/shim/shimx64.efi.signed")}, Fetched: true},
+		{Name: pxe.LoaderGRUB, Sources: []string{filepath.Join(cache, "loaders/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed")}, Fetched: true},
+		{Name: pxe.LoaderARM64, Sources: []string{filepath.Join(cache, "loaders/usr/lib/ipxe/ipxe-arm64.efi")}, Fetched: true},
 		{Name: "agent.cpio.zst", Sources: []string{agent}, Next: "build it (make build) and put it beside smelt, or serve with --agent"},
 	}
 }
@@ -108,6 +112,11 @@ func (o *options) running(c *cobra.Command, site *config.Site) doctor.Running {
 	var out doctor.Running
 	for _, n := range list.Items {
 		r := doctor.RunningNetwork{Name: n.Name, Heard: n.Heard, Warnings: n.Warnings, Relays: map[string]int{}}
+		for _, x := range n.Rivals {
+			if x.Alarm != "" && !x.Gone {
+				r.Rivals = append(r.Rivals, doctor.RunningRival{Name: x.Name, Alarm: x.Alarm, Next: x.Next})
+			}
+		}
 		for _, s := range seen.Items {
 			if s.Network == n.Name && s.Relay != "" {
 				r.Relays[s.Relay]++

@@ -95,10 +95,17 @@ type Running struct {
 // RunningNetwork is one network of it.
 type RunningNetwork struct {
 	Name     string
-	Heard    int               // machines
-	Relays   map[string]int    // machines heard through each relay
-	Warnings []string          // in words, with what to do
-	Rivals   map[string]string // their alarms, and what to do
+	Heard    int            // machines
+	Relays   map[string]int // machines heard through each relay
+	Warnings []string       // in words, with what to do
+	Rivals   []RunningRival
+}
+
+// RunningRival is another server that it heard, and that does harm.
+type RunningRival struct {
+	Name  string // as pxe.Rival prints itself
+	Alarm string
+	Next  string
 }
 
 // Config says what to look at.
@@ -135,11 +142,13 @@ type facts struct {
 	link    string // why the interface does not work; "" it does
 	ports   map[int]string
 	http    string // why boot HTTP does not work; "" it does
+	https   string // why boot HTTPS does not
 	rivals  []pxe.Rival
-	looked  bool   // for rivals
-	hall    bool   // a DHCP server of the hall answers
-	relays  string // why it is not known whether machines reach us; "" they do
-	dropped string // by this machine's packet filter
+	heard   []string // rivals that only the running server heard
+	looked  bool     // for rivals
+	hall    bool     // a DHCP server of the hall answers
+	relays  string   // why it is not known whether machines reach us; "" they do
+	dropped string   // by this machine's packet filter
 }
 
 func (d *doctor) add(where, name string, r Result, next, format string, args ...any) {

@@ -276,6 +276,9 @@ func TestDoctor(t *testing.T) {
 		c := conf(site(t, relay))
 		want(t, h.examine(h.server, c), []string{"relay 10.20.0.2|warn|answers ping, but nobody asked", "relay 10.20.0.77|warn|does not answer ping"}, map[string]string{"BIOS, PXE ROM": "unknown"})
 		c.Running.Networks = []RunningNetwork{{Name: "hall", Heard: 3, Relays: map[string]int{"10.20.0.2": 3}, Warnings: []string{"the pool is full"}}}
+		with := c
+		with.Running.Networks = []RunningNetwork{{Name: "hall", Heard: 3, Relays: map[string]int{"10.20.0.2": 3}, Rivals: []RunningRival{{"DHCP server 10.21.0.9", "it gives addresses", "switch it off"}}}}
+		want(t, h.examine(h.server, with), []string{"other servers|FAIL|smelt serve heard a DHCP server 10.21.0.9"}, map[string]string{"BIOS, PXE ROM": "unknown"})
 		want(t, h.examine(h.server, c), []string{"relay 10.20.0.2|ok|3 machines", "machines|ok|3 heard", "smelt serve|warn|the pool is full"}, map[string]string{"BIOS, PXE ROM": "yes"})
 
 		c = conf(site(t, nil))

@@ -14,7 +14,7 @@ type way struct {
 	http   bool // needs boot HTTP for its first loader
 	asked  string
 	files  []string // all of them; of "a|b" one
-	no     string   // why it never works here
+	https  bool     // needs boot HTTPS
 	unsure string   // what the machine itself must have
 }
 
@@ -25,8 +25,10 @@ var ways = []way{
 	{name: "BIOS, iPXE ROM", asked: "BIOS PXE"},
 	{name: "UEFI PXE", tftp: true, asked: "UEFI PXE", files: []string{pxe.LoaderUEFI}},
 	{name: "UEFI HTTP", asked: "UEFI HTTP", files: []string{pxe.LoaderUKI + "|" + pxe.LoaderUEFI}},
+	{name: "UEFI HTTPS", https: true, asked: "UEFI HTTP", files: []string{pxe.LoaderUKI + "|" + pxe.LoaderUEFI}, unsure: "each machine must have the site's boot CA enrolled: smelt secureboot export"},
+	{name: "UEFI on ARM64", tftp: true, asked: "UEFI PXE", files: []string{pxe.LoaderARM64}},
 	{name: "Secure Boot, vendor's keys", asked: "UEFI PXE", files: []string{pxe.LoaderShim, pxe.LoaderGRUB}},
-	{name: "Secure Boot, site's key", asked: "UEFI HTTP", files: []string{pxe.LoaderUKI}, unsure: "each machine must have the site's key enrolled"},
+	{name: "Secure Boot, site's key", asked: "UEFI HTTP", files: []string{pxe.LoaderUKI}, unsure: "each machine must have the site's key enrolled: smelt secureboot export"},
 }
 
 // modes says which ways work on the network of f with the files served.
@@ -46,7 +48,6 @@ func (w way) judge(f *facts, served map[string]service) (works, why string) {
 			*list = append(*list, why)
 		}
 	}
-	add(&no, w.no)
 	add(&no, f.link)
 	if f.mode == "observe" {
 		add(&no, "mode is observe: nobody is answered")
@@ -57,6 +58,9 @@ func (w way) judge(f *facts, served map[string]service) (works, why string) {
 		add(&no, f.ports[69])
 	}
 	add(&no, f.http)
+	if w.https {
+		add(&no, f.https)
+	}
 	for _, choice := range w.files {
 		why, maybe := "", false
 		for name := range strings.SplitSeq(choice, "|") {
@@ -90,6 +94,9 @@ func (w way) judge(f *facts, served map[string]service) (works, why string) {
 		if len(r.Boots) == 0 || slices.ContainsFunc(r.Boots, func(b pxe.RivalBoot) bool { return b.For == w.asked }) {
 			add(&unsure, "whichever answers first wins: "+r.String())
 		}
+	}
+	for _, name := range f.heard {
+		add(&unsure, "whichever answers first wins: "+name)
 	}
 	if f.link == "" && !f.looked && f.mode != "relay" {
 		add(&unsure, "other DHCP servers were not looked for")

@@ -32,7 +32,7 @@ func (d *doctor) network(ctx context.Context, n config.Network) {
 		return // nothing else could be seen
 	}
 	d.ports(f, n)
-	d.http(ctx, f)
+	d.http(ctx, f, n)
 	d.filter(ctx, f)
 	if n.Mode == "relay" {
 		d.relays(ctx, f, n)
@@ -41,7 +41,7 @@ func (d *doctor) network(ctx context.Context, n config.Network) {
 		d.router(ctx, n.Name, n.Interface, n.RouterAdvertisement)
 	}
 	d.path(ctx, n)
-	d.running(n)
+	d.running(f, n)
 }
 
 // link looks at the interface.
@@ -181,29 +181,17 @@ func bindUDP(iface string, addr netip.Addr, port int) error {
 }
 
 // http asks boot HTTP, or looks whether its port is free.
-func (d *doctor) http(ctx context.Context, f *facts) {
+func (d *doctor) http(ctx context.Context, f *facts, n config.Network) {
+	switch {
+	case !n.HTTPS:
+		f.https = "https is off for this network in site.yaml"
+	default:
+		_, f.https = d.tcp(f, "boot HTTPS", d.Site.Listen.BootTLS)
+	}
 	addr := d.Site.Listen.Boot
-	_, portText, err := net.SplitHostPort(addr)
-	port, aerr := strconv.Atoi(portText)
-	if err != nil || aerr != nil {
-		d.add(f.name, "boot HTTP", Skip, "", "listen: boot is %q", addr)
+	server := ""
+	if server, f.http = d.tcp(f, "boot HTTP", addr); server == "" {
 		return
-	}
-	who, err := holders(d.Root, "tcp", port)
-	if err != nil {
-		d.add(f.name, "boot HTTP", Skip, "", "%v", err)
-		return
-	}
-	if len(who) == 0 {
-		d.add(f.name, "boot HTTP", OK, "", "TCP %d free for smelt serve", port)
-		return
-	}
-	for _, h := range who {
-		if h.name != "smelt" && h.pid != 0 {
-			f.http = fmt.Sprintf("%s has TCP port %d on this machine", h, port)
-			d.add(f.name, "boot HTTP", Fail, h.next(), "%s has TCP port %d: smelt serve cannot start", h, port)
-			return
-		}
 	}
 	// It runs: what it really serves counts, not what lies on the disk.
 	client := &http.Client{Timeout: 2 * time.Second}
@@ -225,7 +213,34 @@ func (d *doctor) http(ctx context.Context, f *facts) {
 			d.served[file.Name] = service{why: "smelt serve does not serve " + file.Name}
 		}
 	}
-	d.add(f.name, "boot HTTP", OK, "", "%s answers at http://%s/", who[0], addr)
+	d.add(f.name, "boot HTTP", OK, "", "%s answers at http://%s/", server, addr)
+}
+
+// tcp looks who listens at an address of ours: a smelt serve, or why it cannot.
+func (d *doctor) tcp(f *facts, name, addr string) (server, why string) {
+	_, text, err := net.SplitHostPort(addr)
+	port, aerr := strconv.Atoi(text)
+	if err != nil || aerr != nil {
+		d.add(f.name, name, Skip, "", "its address is %q", addr)
+		return "", ""
+	}
+	who, err := holders(d.Root, "tcp", port)
+	if err != nil {
+		d.add(f.name, name, Skip, "", "%v", err)
+		return "", ""
+	}
+	for _, h := range who {
+		if h.name != "smelt" && h.pid != 0 {
+			why := fmt.Sprintf("%s has TCP port %d on this machine", h, port)
+			d.add(f.name, name, Fail, h.next(), "%s: smelt serve cannot start", why)
+			return "", why
+		}
+	}
+	if len(who) == 0 {
+		d.add(f.name, name, OK, "", "TCP %d free for smelt serve", port)
+		return "", ""
+	}
+	return who[0].String(), ""
 }
 
 // filter says whether this machine's packet filter drops what machines send.
@@ -319,7 +334,7 @@ func (d *doctor) rivals(ctx context.Context, f *facts, n config.Network) {
 		if r.Offered.IsValid() {
 			text += ", gives " + r.Offered.String()
 		}
-		if g := r.Gives(); g != "" {
+		if g := r.Gives(); g != "" && r.Alarm == "" {
 			text += ", boots " + g
 		}
 		own := slices.ContainsFunc(r.Boots, func(b pxe.RivalBoot) bool { return b.From(n.Address.Addr()) })
@@ -409,10 +424,16 @@ func (d *doctor) path(ctx context.Context, n config.Network) {
 }
 
 // running adds what the running server says.
-func (d *doctor) running(n config.Network) {
+func (d *doctor) running(f *facts, n config.Network) {
 	for _, r := range d.Running.Networks {
 		if r.Name != n.Name {
 			continue
+		}
+		for _, x := range r.Rivals {
+			if !slices.ContainsFunc(f.rivals, func(found pxe.Rival) bool { return found.String() == x.Name }) {
+				f.heard = append(f.heard, x.Name)
+				d.add(n.Name, "other servers", Fail, x.Next, "smelt serve heard a %s: %s", x.Name, x.Alarm)
+			}
 		}
 		for _, w := range r.Warnings {
 			d.add(n.Name, "smelt serve", Warn, "", "%s", w)
