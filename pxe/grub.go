@@ -166,7 +166,7 @@ func (s *Server) serveGRUB(w http.ResponseWriter, r *http.Request, name string) 
 			mac, err = held, nil
 		}
 	}
-	e := Event{At: now, Machine: Machine{MAC: mac, Network: n.Name, Stage: AskAddress, Arch: UEFIx64, Addr: client}, Kind: "grub"}
+	e := Event{At: now, Machine: Machine{MAC: mac, Network: n.Name, Stage: AskMenu, Arch: UEFIx64, Addr: client}, Kind: "grub"}
 	var b Boot
 	if err == nil {
 		s.trail.beyond(mac)

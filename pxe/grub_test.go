@@ -111,7 +111,7 @@ func TestGRUB(t *testing.T) {
 			t.Errorf("no %s in:\n%s", want, kernel)
 		}
 	}
-	if e := s.Recent(known); len(e) != 1 || e[0].Kind != "grub" || e[0].Answer != "kernel" || e[0].Machine.Stage != AskAddress {
+	if e := s.Recent(known); len(e) != 1 || e[0].Kind != "grub" || e[0].Answer != "kernel" || e[0].Machine.Stage != AskMenu {
 		t.Errorf("recorded: %+v", e)
 	}
 	// EDK2 looks first, and takes the length for granted.

@@ -64,6 +64,7 @@ const (
 	_          Stage = iota
 	AskAddress       // DHCP DISCOVER or REQUEST of a boot client
 	AskScript        // iPXE asks for its script, or our RAM system for its orders
+	AskMenu          // GRUB asks what to do; the RAM system that it starts asks for its orders
 )
 
 func (s Stage) String() string {
@@ -72,6 +73,8 @@ func (s Stage) String() string {
 		return "dhcp"
 	case AskScript:
 		return "script"
+	case AskMenu:
+		return "menu"
 	}
 	return fmt.Sprintf("stage(%d)", int(s))
 }
@@ -173,7 +176,7 @@ const (
 // A Booter decides. It is called several times for one boot, because DHCP,
 // TFTP and HTTP know nothing of each other, and must answer quickly and the
 // same each time until something changed: at AskAddress only whether to answer
-// at all matters; side effects such as a nonce belong to AskScript. An error
+// at all matters, and at AskMenu nothing may belong to one boot; side effects such as a nonce belong to AskScript. An error
 // makes the machine wait and ask again; it never lets it fall through.
 type Booter interface {
 	Boot(ctx context.Context, m Machine) (Boot, error)

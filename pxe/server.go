@@ -194,7 +194,7 @@ func (s *Server) Run(ctx context.Context) error {
 // ask puts the question to the Booter, for so long and no longer: a Booter
 // that hangs, even beyond its context, costs its own machine and nobody else.
 func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot, error) {
-	if n := s.networkOf(m.Addr); n != nil && m.Stage == AskScript {
+	if n := s.networkOf(m.Addr); n != nil && m.Stage != AskAddress {
 		m.Network = n.Name
 		if why := n.rules.refusesMAC(m.MAC); why != "" {
 			return Boot{Action: Ignore, Why: why}, nil

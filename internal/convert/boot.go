@@ -86,7 +86,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if mode != "" && (m.Arch == pxe.ARM64 || m.Arch == pxe.HTTPARM64) {
 		mode, why, wait = modeHold, why+", but this release has no RAM system for 64-bit ARM", 0
 	}
-	if m.Stage == pxe.AskScript && mode != modeHold {
+	if m.Stage != pxe.AskAddress && mode != modeHold {
 		served := "its own disk"
 		if mode != "" {
 			served = "the RAM system to " + mode
