@@ -1,10 +1,12 @@
 package doctor
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -23,6 +25,10 @@ import (
 const doctorEnv = "DOCTOR_TEST_CONFIG"
 
 func TestMain(m *testing.M) {
+	if addr := os.Getenv(webEnv); addr != "" {
+		fmt.Fprintln(os.Stderr, serveWeb(addr))
+		os.Exit(1)
+	}
 	text := os.Getenv(doctorEnv)
 	if text == "" {
 		os.Exit(m.Run())
@@ -436,4 +442,68 @@ func TestSnippets(t *testing.T) {
 			want(t, r, []string{"other servers|ok|boots undionly.kpxe from 10.20.0.1 to BIOS PXE, snponly.efi from 10.20.0.1 to UEFI PXE, http://10.20.0.1/boot/file/snponly.efi from 10.20.0.1 to UEFI HTTP"}, nil)
 		})
 	}
+}
+
+// TestSnippetBoots: a machine that hears nobody but dnsmasq with our snippet
+// comes to Smelt.
+func TestSnippetBoots(t *testing.T) {
+	needs(t, "dnsmasq", "qemu-system-x86_64")
+	if os.Getenv("SMELT_TEST_E2E") != "1" {
+		t.Skip("boots a machine in QEMU: set SMELT_TEST_E2E=1")
+	}
+	h := newHall(t)
+	for _, line := range []string{
+		"link add br0 type bridge forward_delay 0 mcast_snooping 0", "addr flush dev eth0", "link set eth0 master br0",
+		"addr add 10.20.0.2/16 dev br0", "link set br0 up", "tuntap add tap0 mode tap", "link set tap0 master br0", "link set tap0 up",
+	} {
+		h.ip("-n " + h.other + " " + line)
+	}
+	text, err := Snippet("dnsmasq", site(t, nil), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "dnsmasq.conf")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.start(h.other, "dnsmasq", "--no-daemon", "--port=0", "--user=root", "--pid-file", "--dhcp-leasefile=/dev/null", "--conf-file="+path)
+	web := exec.Command("ip", "netns", "exec", h.server, os.Args[0])
+	web.Env = append(os.Environ(), webEnv+"=10.20.0.1:80")
+	out, err := web.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := web.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = web.Process.Kill()
+		_ = web.Wait()
+	})
+	// Its option ROM is iPXE.
+	h.start(h.other, "qemu-system-x86_64", "-accel", "tcg", "-m", "256", "-nographic", "-no-reboot", "-net", "none",
+		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,bootindex=1")
+	asked := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(out).ReadString('\n')
+		asked <- strings.TrimSpace(line)
+	}()
+	select {
+	case got := <-asked:
+		if got != "GET /boot/script" {
+			t.Errorf("the machine asked %q", got)
+		}
+	case <-time.After(3 * time.Minute):
+		t.Error("the machine did not come to Smelt")
+	}
+}
+
+// webEnv makes the test binary a web server that prints what it is asked.
+const webEnv = "DOCTOR_TEST_WEB"
+
+func serveWeb(addr string) error {
+	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println(r.Method, r.URL.RequestURI())
+		fmt.Fprint(w, "#!ipxe\npoweroff\n")
+	}))
 }
