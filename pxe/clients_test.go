@@ -83,9 +83,13 @@ func TestForeignTFTPClients(t *testing.T) {
 		{"tftp-hpa even", "even.bin", "tftp -m binary 10.77.0.1 -c get even.bin OUT"},
 		{"atftp", "loader.bin", "atftp --option 'blksize 1468' --option 'tsize 0' -g -r loader.bin -l OUT 10.77.0.1"},
 		{"atftp windowsize", "loader.bin", "atftp --option 'blksize 1428' --option 'windowsize 16' -g -r loader.bin -l OUT 10.77.0.1"},
+		{"atftp windowsize 1", "loader.bin", "atftp --option 'blksize 1428' --option 'windowsize 1' -g -r loader.bin -l OUT 10.77.0.1"},
+		{"atftp windowsize 4", "loader.bin", "atftp --option 'blksize 1428' --option 'windowsize 4' -g -r loader.bin -l OUT 10.77.0.1"},
+		{"atftp windowsize 64", "loader.bin", "atftp --option 'blksize 1428' --option 'windowsize 64' -g -r loader.bin -l OUT 10.77.0.1"},
 		{"curl", "loader.bin", "curl -s --tftp-blksize 1468 -o OUT tftp://10.77.0.1/loader.bin"},
 		{"curl no options", "loader.bin", "curl -s --tftp-no-options -o OUT tftp://10.77.0.1/loader.bin"},
 		{"curl double slash", "even.bin", "curl -s -o OUT tftp://10.77.0.1//even.bin"},
+		{"busybox", "loader.bin", "busybox tftp -g -b 1468 -r loader.bin -l OUT 10.77.0.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(l.dir, "out")
@@ -106,6 +110,12 @@ func TestForeignTFTPClients(t *testing.T) {
 			}
 		})
 	}
+	t.Run("blksize fits the path", func(t *testing.T) {
+		out, err := l.run("curl", "-v", "--tftp-blksize", "65464", "-o", filepath.Join(l.dir, "out"), "tftp://10.77.0.1/loader.bin")
+		if err != nil || !strings.Contains(out, "blksize parsed from OACK (1468)") {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	t.Run("stop in the middle", func(t *testing.T) {
 		// A client that takes its first block and is never heard of again.
 		c, err := l.run("sh", "-c", "(printf '\\000\\001loader.bin\\000octet\\000'; sleep 1) | busybox nc -u -p 4000 10.77.0.1 69 | head -c 4 >/dev/null & sleep 0.3")

@@ -48,6 +48,7 @@ type site struct {
 	t     testing.TB
 	addr  netip.AddrPort
 	files map[string]Content
+	at    net.IP // nil: 127.0.0.1
 
 	mu   sync.Mutex
 	done []Transfer
@@ -61,7 +62,10 @@ func serve(t testing.TB, files map[string]Content) *site {
 
 func serveAs(t testing.TB, s *site) *site {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if s.at == nil {
+		s.at = net.IPv4(127, 0, 0, 1)
+	}
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: s.at})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +135,7 @@ func (s *site) peer() *peer { return s.peerAt(netip.MustParseAddr("127.0.0.1")) 
 
 func (s *site) peerAt(a netip.Addr) *peer {
 	s.t.Helper()
-	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -356,6 +360,8 @@ func TestFirstAnswer(t *testing.T) {
 		// What firmware sends.
 		{"OVMF asks for the size", "\x00\x01f\x00octet\x00tsize\x000\x00blksize\x001468\x00windowsize\x004\x00", "OACK tsize 1000 blksize 1468 windowsize 4"},
 		{"OVMF", "\x00\x01f\x00octet\x00blksize\x001468\x00windowsize\x004\x00", "OACK blksize 1468 windowsize 4"},
+		{"shim", "\x00\x01revocations_sku.efi\x00octet\x00blksize\x00512\x00windowsize\x004\x00", "ERROR 1 file not found"},
+		{"GRUB", "\x00\x01f\x00octet\x00blksize\x001024\x00tsize\x000\x00", "OACK blksize 1024 tsize 1000"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := s.peer()
@@ -395,6 +401,18 @@ func TestContent(t *testing.T) {
 			if err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%s bytes with %v: got %d that are equal: %v, err %v", name, options, len(got), bytes.Equal(got, want), err)
 			}
+		}
+	}
+}
+
+// TestIPv6 is the same over IPv6, whose header takes 20 bytes more.
+func TestIPv6(t *testing.T) {
+	t.Parallel()
+	s := serveAs(t, &site{files: map[string]Content{"f": pattern(100000)}, at: net.IPv6loopback})
+	for _, options := range [][]string{nil, {"blksize", "1428", "windowsize", "16"}, {"blksize", "65464"}} {
+		got, err := s.peerAt(netip.IPv6Loopback()).fetch(append([]string{"f", "octet"}, options...)...)
+		if err != nil || len(got) != 100000 {
+			t.Errorf("%v: %d bytes, %v", options, len(got), err)
 		}
 	}
 }
@@ -715,9 +733,8 @@ func FuzzRequest(f *testing.F) {
 	for _, s := range []string{
 		"\x00\x01snponly.efi\x00octet\x00tsize\x000\x00blksize\x001468\x00windowsize\x004\x00", // OVMF 2022.11, to learn the size
 		"\x00\x01snponly.efi\x00octet\x00blksize\x001468\x00windowsize\x004\x00",               // then for the file
-		"\x00\x01undionly.kpxe\x00octet\x00blksize\x001432\x00tsize\x000\x00",                  // iPXE 2019
-		"\x00\x01revocations_sku.efi\x00octet\x00",                                             // shim 16.1
-		"\x00\x01/grub/x86_64-efi/command.lst\x00octet\x00blksize\x001024\x00tsize\x000\x00",   // GRUB 2.06
+		"\x00\x01revocations_sku.efi\x00octet\x00blksize\x00512\x00windowsize\x004\x00",        // shim 16.1, by the firmware
+		"\x00\x01/grub/x86_64-efi/command.lst\x00octet\x00blksize\x001024\x00tsize\x000\x00",   // GRUB 2.12
 		"\x00\x01f\x00netascii\x00timeout\x00255\x00BLKSIZE\x008\x00", "\x00\x02f\x00octet\x00", "\x00\x01f\x00octet", "\x00\x01",
 	} {
 		f.Add([]byte(s))
@@ -756,6 +773,42 @@ func FuzzRequest(f *testing.F) {
 			if n, err := strconv.ParseUint(fields[i+1], 10, 63); err != nil || n > asked && !strings.EqualFold(fields[i], "tsize") {
 				t.Errorf("%q: %s %s, asked were %d", packet, fields[i], fields[i+1], asked)
 			}
+		}
+	})
+}
+
+// FuzzTransfer: whatever a client sends during a transfer, none of it costs more
+// than a window, and blocks count only if they were sent.
+func FuzzTransfer(f *testing.F) {
+	f.Add(uint16(16), uint16(512), []byte("\x04\x00\x04\x00\x00\x04\x00\x04\x00\x10\x04\x00\x04\x00\x14"))
+	f.Add(uint16(1), uint16(8), []byte("\x04\x00\x04\x00\x00\x04\x00\x04\x00\x00\x05\x00\x05\x00\x08x"))
+	f.Fuzz(func(t *testing.T, window, block uint16, packets []byte) {
+		s, err := openSocket(netip.MustParseAddr("127.0.0.1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		client := netip.MustParseAddrPort("127.0.0.1:9") // nobody
+		x := &transfer{asked: string(rrq("f", "octet")), client: client, to: sockaddr(client), socket: s, batch: 1, out: new([1 << 16]byte), hears: func() {}}
+		x.options = []option{{"windowsize", "windowsize", fmt.Sprint(window)}, {"blksize", "blksize", fmt.Sprint(block)}}
+		if err := x.agree(pattern(1 << 20)); err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		err = x.start(now)
+		for errors.Is(err, errGoesOn) && len(packets) > 0 {
+			n := min(len(packets)-1, int(packets[0]))
+			p := packets[1 : 1+n]
+			packets = packets[1+n:]
+			before, flying, resent := x.base, x.inFlight, x.resent
+			now = now.Add(time.Millisecond)
+			err = x.receive(now, p, client)
+			if x.base < before || x.base > before+int64(flying) || x.inFlight > maxWindow || x.resent-resent > x.inFlight {
+				t.Fatalf("%q: from %d with %d in flight to %d with %d, %d sent again", p, before, flying, x.base, x.inFlight, x.resent-resent)
+			}
+		}
+		if err == nil && x.acked() != x.size {
+			t.Fatalf("over with %d of %d bytes", x.acked(), x.size)
 		}
 	})
 }
