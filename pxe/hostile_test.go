@@ -197,7 +197,7 @@ func TestSeenOnce(t *testing.T) {
 	if v, _, wait := l.request(claim{mac: unknown, addr: a}, now, time.Hour); v != ack || wait() != nil {
 		t.Fatal("no lease")
 	}
-	if !l.familiar(unknown) || l.familiar(other) {
+	if !l.familiar(unknown, false) || l.familiar(other, false) {
 		t.Error("familiar is who had a lease")
 	}
 	now = now.Add(2 * time.Hour) // ended
@@ -211,7 +211,7 @@ func TestSeenOnce(t *testing.T) {
 		t.Errorf("it came back and got %s, %v", got, err)
 	}
 	// What it asks about but does not take stays its own too.
-	if now = now.Add(time.Hour); !l.familiar(unknown) {
+	if now = now.Add(time.Hour); !l.familiar(unknown, false) {
 		t.Error("an offer made it a stranger")
 	}
 }
@@ -296,6 +296,15 @@ func TestAdmit(t *testing.T) {
 	}
 	if q, reason := g.admit(data(unknown), now); q != g.strangers || reason != "" {
 		t.Errorf("a stranger: %s", reason)
+	}
+	if _, e := (message{kind: dhcpv4.MessageTypeDiscover, mac: other}).tell(t, s, now); e.Machine.MAC != other {
+		t.Fatal(e)
+	}
+	if q, _ := g.admit(data(other), now); q != g.strangers {
+		t.Error("a stranger who asks again overtakes")
+	}
+	if q, _ := g.admit(message{kind: dhcpv4.MessageTypeRequest, mac: other, want: "10.77.0.100", server: "10.77.0.1"}.bytes(t), now); q != g.known {
+		t.Error("a stranger who takes up an offer does not overtake")
 	}
 	if _, reason := g.admit(data(unknown)[:239], now); reason != "short" {
 		t.Errorf("a short message: %q", reason)

@@ -113,15 +113,15 @@ func (l *leases) size() int {
 }
 
 // familiar reports whether mac is a machine of the site or has had an address
-// here that nobody took since.
-func (l *leases) familiar(mac MAC) bool {
+// here that nobody took since. While it takes up an offer it is familiar too.
+func (l *leases) familiar(mac MAC, request bool) bool {
 	if l.known[mac] {
 		return true
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.byMAC[mac]
-	return e != nil && e.seen
+	return e != nil && (e.seen || request && e.state == offered)
 }
 
 func (l *leases) inPool(a netip.Addr) bool {

@@ -29,8 +29,9 @@ type segment struct {
 	link     *link
 	limit    *throttle // of strangers
 
-	// Messages that wait. Those of machines that somebody knows overtake, so
-	// that they get their answers while made-up machines ask without end.
+	// Messages that wait. Those of machines that somebody knows, or that take up
+	// an offer, overtake, so that they get their answers while made-up machines
+	// ask without end.
 	known, strangers chan packet
 }
 
@@ -188,8 +189,11 @@ func (g *segment) admit(data []byte, now time.Time) (chan packet, string) {
 		return nil, "short"
 	}
 	mac := MAC(data[28:34])
+	// Who was offered an address overtakes who was not: when there is more to
+	// do than can be done, begun exchanges end, instead of all being half done.
+	request := peek(data) == dhcpv4.MessageTypeRequest
 	for _, n := range g.networks {
-		if n.known[mac] || n.gives() && n.leases.familiar(mac) {
+		if n.known[mac] || n.gives() && n.leases.familiar(mac, request) {
 			if !allow(g.s.limits.known, mac, now) {
 				return nil, "rate of its machine"
 			}
@@ -203,6 +207,23 @@ func (g *segment) admit(data []byte, now time.Time) (chan packet, string) {
 		return nil, "rate of the interface"
 	}
 	return g.strangers, ""
+}
+
+// peek is the message type in data, or 0.
+func peek(data []byte) dhcpv4.MessageType {
+	for o := data[240:]; len(o) > 2; {
+		switch {
+		case o[0] == 53:
+			return dhcpv4.MessageType(o[2])
+		case o[0] == 0:
+			o = o[1:]
+		case len(o) < 2+int(o[1]):
+			return 0
+		default:
+			o = o[2+int(o[1]):]
+		}
+	}
+	return 0
 }
 
 func (g *segment) drop(reason string) { g.s.recorder.stats.dropped.add(1, "dhcp", reason) }
