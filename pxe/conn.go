@@ -125,7 +125,7 @@ func addrPort(a net.Addr) netip.AddrPort {
 
 // send transmits an answer from our address and the port that was asked.
 func (l *link) send(a *answer, boot bool) error {
-	payload, to := a.msg.ToBytes(), a.to
+	payload, to := a.wire, a.to
 	if to.mac == (MAC{}) {
 		conn := l.conn
 		if boot {

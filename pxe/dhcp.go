@@ -106,13 +106,10 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 	v, why, wait := n.leases.request(c, now, n.LeaseTime)
 	switch v {
 	case ack:
-		if err := wait(); err != nil {
-			return no("the lease could not be made durable: %v", err)
-		}
 		e.Machine.Addr = c.addr
 		msg, what := s.reply(n, r, decided, dhcpv4.MessageTypeAck, c.addr)
 		e.Answer, e.Why = "ack "+c.addr.String(), why+", "+what+boot
-		return &answer{msg: msg, to: destination(n, r, c.addr)}, e
+		return &answer{msg: msg, to: destination(n, r, c.addr), durable: wait}, e
 	case nak:
 		e.Answer, e.Why = "nak", why
 		return &answer{msg: refuse(n, r, why), to: refusal(n, r)}, e

@@ -136,7 +136,7 @@ func decide(s *Server, p packet, now time.Time) (*answer, Event) {
 	if err != nil {
 		return nil, Event{Answer: "dropped", Why: err.Error()}
 	}
-	return a, e
+	return a.settle(e)
 }
 
 var guid = append([]byte{0}, 0x44, 0x33, 0x22, 0x11, 0x66, 0x55, 0x88, 0x77, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, 0x00)

@@ -52,7 +52,7 @@ var errStopped = errors.New("the server is stopping")
 // openJournal reads the journal at path, if there is one, and takes it for
 // this process alone.
 func openJournal(path string) (*journal, error) {
-	j := &journal{path: path, queue: make(chan pending, 256), state: make(map[netip.Addr]record), done: make(chan struct{})}
+	j := &journal{path: path, queue: make(chan pending, 4096), state: make(map[netip.Addr]record), done: make(chan struct{})}
 	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lease journal: %v", err)

@@ -353,18 +353,18 @@ type claim struct {
 }
 
 // request decides on c. For an ACK of a pool address the returned wait blocks
-// until the lease is durable; the client must not hear of it before.
+// until the lease is durable; the client must not hear of it before. Of what is
+// known without a lease, it is nil.
 func (l *leases) request(c claim, now time.Time, length time.Duration) (v verdict, why string, wait func() error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	done := func() error { return nil }
 	if !l.subnet.Contains(c.addr) {
 		if c.renew && !c.unicast {
 			// REBINDING: it lives on another network of the same wire, and the
 			// server of that one will answer.
-			return silent, fmt.Sprintf("%s is not an address of this network %s; its own server may answer", c.addr, l.subnet), done
+			return silent, fmt.Sprintf("%s is not an address of this network %s; its own server may answer", c.addr, l.subnet), nil
 		}
-		return nak, fmt.Sprintf("%s is not an address of this network %s", c.addr, l.subnet), done
+		return nak, fmt.Sprintf("%s is not an address of this network %s", c.addr, l.subnet), nil
 	}
 	mine, known := l.current(c.mac, now)
 	if !known && !c.renew && !c.reboot && l.inPool(c.addr) && l.free(c.addr, now) && (l.known[c.mac] || l.room(now)) {
@@ -375,22 +375,22 @@ func (l *leases) request(c claim, now time.Time, length time.Duration) (v verdic
 	switch {
 	case known && mine == c.addr:
 	case known:
-		return nak, fmt.Sprintf("asks for %s, but its address is %s", c.addr, mine), done
+		return nak, fmt.Sprintf("asks for %s, but its address is %s", c.addr, mine), nil
 	default:
 		if _, taken := l.holderLocked(c.addr, now); taken {
-			return nak, fmt.Sprintf("%s belongs to another machine", c.addr), done
+			return nak, fmt.Sprintf("%s belongs to another machine", c.addr), nil
 		}
 		if c.renew && (c.unicast || l.inPool(c.addr)) {
-			return nak, fmt.Sprintf("no lease of %s is known for it", c.addr), done
+			return nak, fmt.Sprintf("no lease of %s is known for it", c.addr), nil
 		}
 		if !c.reboot && !c.renew {
-			return nak, fmt.Sprintf("%s was not offered to it", c.addr), done
+			return nak, fmt.Sprintf("%s was not offered to it", c.addr), nil
 		}
 		// Another server may know it (RFC 2131 section 4.3.2).
-		return silent, fmt.Sprintf("nothing is known of it and %s; another server may answer", c.addr), done
+		return silent, fmt.Sprintf("nothing is known of it and %s; another server may answer", c.addr), nil
 	}
 	if a, ok := l.fixed[c.mac]; ok && a == c.addr {
-		return ack, "fixed address", done // written in the site: nothing to remember
+		return ack, "fixed address", nil // written in the site: nothing to remember
 	}
 	e := &lease{mac: c.mac, addr: c.addr, state: bound, until: now.Add(length), seen: true}
 	l.put(e)

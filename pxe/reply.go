@@ -1,6 +1,7 @@
 package pxe
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 
@@ -19,6 +20,23 @@ type answer struct {
 	msg  *dhcpv4.DHCPv4
 	to   target
 	from netip.Addr // ours on its network
+	wire []byte     // msg as it is sent
+
+	// durable waits until what it promises is on disk; it must not be sent
+	// before. Nil: it promises nothing that is not.
+	durable func() error
+}
+
+// settle waits for a, and is the event of what came of it.
+func (a *answer) settle(e Event) (*answer, Event) {
+	if a == nil || a.durable == nil {
+		return a, e
+	}
+	if err := a.durable(); err != nil {
+		e.Answer, e.Why = "none", fmt.Sprintf("the lease could not be made durable: %v", err)
+		return nil, e
+	}
+	return a, e
 }
 
 // destination follows RFC 2131 section 4.1 for OFFER and ACK. Of the addresses

@@ -33,6 +33,16 @@ type segment struct {
 	// an offer, overtake, so that they get their answers while made-up machines
 	// ask without end.
 	known, strangers chan packet
+
+	// Answers that wait for the disk, in the order in which it has them.
+	promised chan promise
+}
+
+// promise is an answer that is not sent before it is durable.
+type promise struct {
+	answer *answer
+	event  Event
+	boot   bool
 }
 
 // newSegments sorts the networks of s by their interface.
@@ -42,7 +52,7 @@ func newSegments(s *Server) []*segment {
 	for _, n := range s.networks {
 		g := byName[n.Interface]
 		if g == nil {
-			g = &segment{s: s, name: n.Interface, limit: newThrottle(strangerRate, 1), known: make(chan packet, backlog), strangers: make(chan packet, backlog)}
+			g = &segment{s: s, name: n.Interface, limit: newThrottle(strangerRate, 1), known: make(chan packet, backlog), strangers: make(chan packet, backlog), promised: make(chan promise, 4096)}
 			byName[g.name] = g
 			out = append(out, g)
 		}
@@ -106,8 +116,20 @@ func (g *segment) run(ctx context.Context) error {
 			}
 		})
 	}
-	defer g.link.close() // after the workers, which send on it
-	defer wg.Wait()
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		for p := range g.promised {
+			a, e := p.answer.settle(p.event)
+			g.answer(a, e, p.boot)
+		}
+	}()
+	defer g.link.close() // after those who send on it
+	defer func() {
+		wg.Wait()
+		close(g.promised)
+		<-settled
+	}()
 	defer close(g.strangers)
 	defer close(g.known)
 	conns := g.link.conns()
@@ -247,12 +269,21 @@ func (g *segment) handle(ctx context.Context, p packet) {
 		s.log.Debug("boot: DHCP message dropped", "interface", g.name, "from", p.src, "why", err)
 		return
 	}
-	s.recorder.record(e)
+	if a != nil && a.durable != nil {
+		g.promised <- promise{a, e, p.boot} // and on to the next: the disk takes its time
+		return
+	}
+	g.answer(a, e, p.boot)
+}
+
+// answer sends a, if there is one, and records what was decided.
+func (g *segment) answer(a *answer, e Event, boot bool) {
+	g.s.recorder.record(e)
 	if a == nil {
 		return
 	}
-	if err := g.link.send(a, p.boot); err != nil {
-		s.log.Warn("boot: DHCP answer not sent", "interface", g.name, "mac", e.Machine.MAC, "to", a.to.addr, "err", err)
+	if err := g.link.send(a, boot); err != nil {
+		g.s.log.Warn("boot: DHCP answer not sent", "interface", g.name, "mac", e.Machine.MAC, "to", a.to.addr, "err", err)
 	}
 }
 
@@ -283,7 +314,7 @@ func (g *segment) decide(ctx context.Context, p packet, now time.Time) (*answer,
 	}
 	a, e := g.s.respond(ctx, n, r, now)
 	if a != nil {
-		a.from = n.id
+		a.from, a.wire = n.id, a.msg.ToBytes()
 	}
 	return a, e, nil
 }
