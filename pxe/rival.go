@@ -33,6 +33,7 @@ type Rival struct {
 	Count      int    // answers heard
 	Refused    int    // of these, refusals (NAK)
 	Gone       bool   // not heard for so long that the alarm is over
+	next       string // what to do about it
 	told       string // Alarm as it was told last
 	answeredUs bool   // it answered a question of ours, so it is no mere forgery of the past
 }
@@ -71,19 +72,7 @@ func (r *Rival) Kind() string {
 }
 
 // Next says what to do about r; "" when nothing.
-func (r *Rival) Next() string {
-	if r.Alarm == "" {
-		return ""
-	}
-	who := r.Server
-	if !who.IsValid() {
-		who = r.Addr
-	}
-	if r.DHCP && !r.Proxy && len(r.Boots) == 0 {
-		return fmt.Sprintf("if it is the hall's own, name it in site.yaml (networks: dhcpServers: [%s]) and set mode: proxy; else switch it off", who)
-	}
-	return fmt.Sprintf("switch it off, or stop it from answering machines that Smelt converts; if it must stay, name it in site.yaml (networks: dhcpServers: [%s])", who)
-}
+func (r *Rival) Next() string { return r.next }
 
 // String names r in one line.
 func (r *Rival) String() string {
@@ -303,21 +292,48 @@ func (t *rivals) judge(r *Rival) {
 	n := &t.network
 	r.Expected = r.Server.IsValid() && slices.Contains(n.Servers, r.Server) || r.Addr.IsValid() && slices.Contains(n.Servers, r.Addr)
 	elsewhere := slices.ContainsFunc(r.Boots, func(b RivalBoot) bool { return !b.From(n.Address.Addr()) })
-	r.Alarm = ""
+	who := r.Server
+	if !who.IsValid() {
+		who = r.Addr
+	}
+	name := fmt.Sprintf("name it in site.yaml (networks: dhcpServers: [%s])", who)
+	find := fmt.Sprintf("find %s in the address tables of the switches", r.MAC)
+	r.Alarm, r.next = "", ""
 	switch own := n.Address.Addr(); {
 	case own.IsValid() && (r.Server == own || r.Addr == own):
 		r.Alarm = "it answers under our own address " + own.String()
+		r.next = find + ", and switch it off or give one of the two another address"
+	case r.Expected && t.twin(r):
+		r.Alarm = "it calls itself " + r.Server.String() + ", as the hall's own server at another hardware address does"
+		r.next = find + ", and switch it off, unless it stands in for that server"
 	case r.Expected:
 	case r.Program == programSmelt:
 		r.Alarm = "two Smelts answer the same machines"
+		r.next = "stop one of them; if both are meant to be there, " + name
 	case elsewhere:
 		r.Alarm = "machines boot " + r.Gives() + " and do not reach Smelt"
-	case n.Mode == Authoritative || n.Mode == Relay || len(n.Servers) > 0:
+		r.next = "switch it off, or stop it from answering machines that Smelt converts; if it must stay, " + name
+	case len(n.Servers) > 0:
+		r.Alarm = "it gives addresses, and is none of the hall's DHCP servers"
+		r.next = "if it is one, " + name + "; else switch it off"
+	case n.Mode == Authoritative || n.Mode == Relay:
 		r.Alarm = "it gives addresses, and a machine takes whichever answer comes first"
+		r.next = "switch it off; if it is the hall's own, " + name + " and set mode: proxy"
 	}
 	if !t.asking {
 		t.announce(r)
 	}
+}
+
+// twin reports whether the server that r says to be was heard from another
+// machine first. A relay speaks for its server, and is none.
+func (t *rivals) twin(r *Rival) bool {
+	for _, o := range t.known {
+		if o.Server == r.Server && r.Server.IsValid() && o.MAC != r.MAC && o.MAC != (MAC{}) && !o.Relay.IsValid() && !r.Relay.IsValid() && o.First.Before(r.First) {
+			return true
+		}
+	}
+	return false
 }
 
 // announce raises the alarm about r, unless it stands already.

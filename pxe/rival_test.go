@@ -71,7 +71,7 @@ func TestRivalJudgement(t *testing.T) {
 		{"DHCP beside us", Network{}, "10.20.0.2", yiaddr, offer, "DHCP", "whichever answer comes first"},
 		{"the hall's own", Network{Servers: named}, "10.20.0.2", yiaddr, boot, "DHCP with boot", ""},
 		{"the hall's own, by its source", Network{Servers: named}, "10.20.0.2", yiaddr, offer[:3], "DHCP", ""},
-		{"not the hall's own", Network{Mode: Proxy, Servers: []netip.Addr{netip.MustParseAddr("10.20.0.3")}}, "10.20.0.2", yiaddr, offer, "DHCP", "whichever"},
+		{"not the hall's own", Network{Mode: Proxy, Servers: []netip.Addr{netip.MustParseAddr("10.20.0.3")}}, "10.20.0.2", yiaddr, offer, "DHCP", "none of the hall's"},
 		{"DHCP where we are proxy", Network{Mode: Proxy}, "10.20.0.2", yiaddr, offer, "DHCP", ""},
 		{"DHCP that boots, where we are proxy", Network{Mode: Proxy}, "10.20.0.2", yiaddr, boot, "DHCP with boot", "machines boot a.0 from 10.20.0.2 and do not reach Smelt"},
 		{"DHCP that points to us, where we are proxy", Network{Mode: Proxy}, "10.20.0.2", yiaddr, bootUs, "DHCP with boot", ""},
@@ -90,7 +90,7 @@ func TestRivalJudgement(t *testing.T) {
 				t.Fatalf("rivals: %+v", list)
 			}
 			r := list[0]
-			if r.Kind() != c.kind || (c.alarm == "") != (r.Alarm == "") || !strings.Contains(r.Alarm, c.alarm) || r.Count != 3 || r.MAC != other1 || r.Addr.String() != c.src {
+			if r.Kind() != c.kind || (c.alarm == "") != (r.Alarm == "") || !strings.Contains(r.Alarm, c.alarm) || (r.Alarm == "") != (r.Next() == "") || r.Count != 3 || r.MAC != other1 || r.Addr.String() != c.src {
 				t.Errorf("%s: alarm %q: %+v", r.Kind(), r.Alarm, r)
 			}
 			want := 0
@@ -104,6 +104,29 @@ func TestRivalJudgement(t *testing.T) {
 				t.Errorf("told %d times", got)
 			}
 		})
+	}
+}
+
+// TestRivalTwin: who borrows the name of the hall's own server is no friend.
+func TestRivalTwin(t *testing.T) {
+	w, log := newTestWatcher(Network{Mode: Proxy, Servers: []netip.Addr{netip.MustParseAddr("10.20.0.2")}})
+	hear := func(from MAC, src string, set func([]byte), at time.Time) {
+		w.packet(from, ipPacket(src, 67, answerBytes(set, offer...)), at)
+	}
+	hear(other1, "10.20.0.2", yiaddr, when)
+	// Its answers to machines behind a relay come from there.
+	hear(MAC{2, 7, 7, 7, 7, 7}, "10.20.0.254", func(m []byte) { yiaddr(m); copy(m[24:], []byte{10, 20, 0, 254}) }, when.Add(time.Second))
+	if log.Len() > 0 {
+		t.Errorf("alarm: %s", log)
+	}
+	hear(MAC{2, 6, 6, 6, 6, 6}, "10.20.0.2", yiaddr, when.Add(2*time.Second))
+	hear(other1, "10.20.0.2", yiaddr, when.Add(3*time.Second))
+	list := w.rivals.list(when.Add(3 * time.Second))
+	if len(list) != 3 || list[0].MAC != (MAC{2, 6, 6, 6, 6, 6}) || !strings.Contains(list[0].Next(), "02:06:06:06:06:06") || list[1].Alarm != "" || list[2].Alarm != "" {
+		t.Errorf("rivals %+v", list)
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings: %s", n, log)
 	}
 }
 

@@ -67,7 +67,7 @@ type Report struct {
 	Modes  []Mode  `json:"modes"`
 }
 
-// Failed counts the checks with the result r.
+// Count is how many checks have a result.
 func (r *Report) Count(result Result) int {
 	n := 0
 	for _, c := range r.Checks {

@@ -100,8 +100,10 @@ func (d *doctor) state() {
 	free := uint64(s.Bavail) * uint64(s.Bsize)
 	gib := fmt.Sprintf("%s has %.0f GiB free", d.Site.State, float64(free)/(1<<30))
 	switch {
+	case unix.Access(dir, unix.W_OK) != nil && os.Geteuid() != 0:
+		d.add(thisMachine, "state folder", Skip, "run it again with sudo", "%s cannot be written by this user; whether smelt serve can is not known", dir)
 	case unix.Access(dir, unix.W_OK) != nil:
-		d.add(thisMachine, "state folder", Fail, "run smelt as a user who owns it (root), or change state: in site.yaml", "%s cannot be written", dir)
+		d.add(thisMachine, "state folder", Fail, "mount it for writing, or change state: in site.yaml", "%s cannot be written", dir)
 	case free < needFree:
 		d.add(thisMachine, "state folder", Fail, "free some space, or move state: in site.yaml to a larger disk", "%s", gib)
 	case free < wantFree:

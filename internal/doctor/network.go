@@ -496,7 +496,7 @@ func (d *doctor) router(ctx context.Context, where, name string, ours bool) {
 	seen, err := routers(ctx, name)
 	switch {
 	case err != nil:
-		d.add(where, "IPv6 router", Skip, "", "cannot ask: %v", err)
+		d.add(where, "IPv6 router", Skip, "run it again with sudo; without IPv6 in this machine's kernel it stays so", "cannot ask: %v", err)
 	case len(seen) > 0 && ours:
 		d.add(where, "IPv6 router", Fail, "leave routerAdvertisement out of this network in site.yaml", "%s advertises IPv6 here, and routerAdvertisement is on: machines would be told both", strings.Join(seen, ", "))
 	case len(seen) > 0:
