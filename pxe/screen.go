@@ -33,7 +33,7 @@ type picture struct {
 
 // qrPicture draws url, or returns nothing when it does not fit.
 func qrPicture(url string) (picture, bool) {
-	if url == "" {
+	if url == "" || len(url) > screenCols { // no small code, and not worth the work to find that out
 		return picture{}, false
 	}
 	c, err := qr.Encode(url, qr.L)

@@ -132,7 +132,11 @@ const (
 // starts an UEFI machine's own disk, or nothing.
 func scriptFor(b Boot, again, local string, file func(name string) string) (string, error) {
 	s := newScript()
-	if _, drawn := qrPicture(b.Page); !drawn || b.Action != Hold { // there it all stands beside the picture
+	p, drawn := picture{}, false
+	if b.Action == Kernel || b.Action == Hold {
+		p, drawn = qrPicture(b.Page)
+	}
+	if !drawn || b.Action != Hold { // there it all stands beside the picture
 		s.echo("")
 		s.echo("S m e l t")
 		for i, text := range b.Screen {
@@ -176,7 +180,7 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 			s.line(fmt.Sprintf("initrd --name initrd%d", i), value(file(name)), "|| goto retry")
 		}
 		s.line("boot || goto retry")
-		s.retry(b, again, "loading failed; asking", retryAfter)
+		s.retry(b, p, again, "loading failed; asking", retryAfter)
 	case Local:
 		// BIOS: the first disk, through its boot sector; what a PXE ROM does
 		// after exit differs from board to board.
@@ -192,7 +196,7 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 		}
 		s.line("exit 1")
 	case Hold:
-		s.retry(b, again, "asking", b.wait())
+		s.retry(b, p, again, "asking", b.wait())
 	default:
 		return "", fmt.Errorf("no script for action %v", b.Action)
 	}
@@ -208,10 +212,10 @@ func (b Boot) wait() int {
 }
 
 // retry ends a script: wait, forget what was loaded, ask the server anew.
-func (s *script) retry(b Boot, again, text string, seconds int) {
+func (s *script) retry(b Boot, p picture, again, text string, seconds int) {
 	s.line(":retry")
 	text = fmt.Sprintf("%s again in %d seconds, or at once on Ctrl-C", text, seconds)
-	if p, ok := qrPicture(b.Page); ok {
+	if len(p.rows) > 0 {
 		s.panel(p, panelTexts(b, text))
 	} else {
 		s.echo(text)
