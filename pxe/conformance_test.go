@@ -52,7 +52,8 @@ var requirements = []requirement{
 	{"RFC 3004", "77 in counted strings and bare", []string{"TestUserClass"}, ""},
 	{"RFC 4578", "93 is a list; 94 may be anything; 97 comes back and may be missing", []string{"TestPXEOptions", "TestChoices"}, ""},
 	{"RFC 5071", "208 to 211 only to who asks", []string{"TestPXEOptions: asks for PXELINUX's options"}, ""},
-	{"RFC 5970", "DHCPv6 boot options", nil, "IPv6 boot is not in this release"},
+	{"RFC 5970", "59 holds the URL, 16 says HTTPClient back, 61 chooses the loader", []string{"TestFirmware6", "TestFirmware6TFTP", "TestBootUEFIv6"}, ""},
+	{"RFC 8415", "RELEASE is answered, what is not for us is not, the DUID stays", []string{"TestMessages6", "TestRefused6", "TestServerDUID", "TestForeignDHCPv6Clients"}, ""},
 	// PXE and UEFI
 	{"PXE 2.1 2.2", "ProxyDHCP gives no address and no lease time, says PXEClient, and answers boot clients only", []string{"TestProxyBesideDnsmasq", "TestModes: proxy: UEFI PXE", "TestModes: proxy: plain client", "FuzzModes"}, ""},
 	{"PXE 2.1 table 2-1", "43.6 tells firmware to ask no boot server", []string{"TestProxyBesideDnsmasq", "TestBootUEFI"}, ""},
@@ -85,6 +86,7 @@ var requirements = []requirement{
 	{"injection by names", "what machines say is bounded and printable", []string{"TestMalformed", "TestScriptArgs", "FuzzScriptQuery", "FuzzGRUB"}, ""},
 	{"slowloris", "a client of boot HTTP holds little, and not for long", []string{"TestSlowloris", "TestManyClients", "TestSlowReader"}, ""},
 	{"restart", "of the server in the middle of boots", []string{"TestKill", "TestKillMidBoot"}, ""},
+	{"slow switch", "that passes nothing for half a minute", []string{"TestSwitchMidBoot", "TestLateStarts"}, ""},
 	{"configuration errors", "overlapping pools, foreign routers, missing addresses are refused", []string{"TestNewRefuses", "TestStartRefuses"}, ""},
 }
 
