@@ -68,14 +68,16 @@ var errOther = errors.New("the server cannot be reached from there")
 
 // Other says that the address leads nowhere: when another card waits, the one
 // that has it gives it up and stands back. A machine often hangs on several
-// networks, and each may have a DHCP server.
-func (n *Network) Other() {
+// networks, and each may have a DHCP server. It reports whether one waits.
+func (n *Network) Other() bool {
 	if n.spares.Load() == 0 {
-		return
+		return false
 	}
 	select {
 	case n.other <- struct{}{}:
+		return true
 	default: // it has no lease at this moment
+		return false
 	}
 }
 
@@ -343,10 +345,8 @@ func (n *Network) configure(l netlink.Link, ack *dhcpv4.DHCPv4) error {
 		}
 	}
 	n.owner, n.mac = a.Index, a.HardwareAddr
-	n.once.Do(func() {
-		n.Log.Info("address", "card", a.Name, "address", addr.IPNet.String(), "server", ack.ServerIPAddr.String())
-		close(n.up)
-	})
+	n.Log.Info("address", "card", a.Name, "address", addr.IPNet.String(), "server", ack.ServerIPAddr.String())
+	n.once.Do(func() { close(n.up) })
 	return nil
 }
 

@@ -26,7 +26,7 @@ import (
 type Asker struct {
 	CmdLine CmdLine
 	Card    func() net.HardwareAddr            // that has the address
-	Other   func()                             // wants another card to have it
+	Other   func() bool                        // lets another card have it, if one waits
 	Keep    string                             // file for the answer: an agent that is started again is in the same boot
 	Show    func(page string, lines ...string) // puts text on the machine's screen
 	Log     *slog.Logger
@@ -88,8 +88,8 @@ func (a *Asker) Ask(ctx context.Context) (CmdLine, error) {
 		}
 		if err != nil {
 			a.Log.Warn("no orders yet: nothing is touched", "from", a.CmdLine.Boot, "again in", wait, "err", err)
-			if failures++; failures%askElsewhere == 0 {
-				a.Other()
+			if failures++; failures%askElsewhere == 0 && a.Other() {
+				wait = firstAsk
 			}
 			pause(ctx, wait/2+rand.N(wait/2+1))
 			wait = min(2*wait, longestAsk)

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -56,7 +57,7 @@ func newAsker(t *testing.T, a *answers) (asker *Asker, shown *[]string) {
 	shown = new([]string)
 	mac, _ := net.ParseMAC("52:54:00:00:00:01")
 	return &Asker{
-		CmdLine: static, Card: func() net.HardwareAddr { return mac }, Other: func() { *shown = append(*shown, "other card") },
+		CmdLine: static, Card: func() net.HardwareAddr { return mac }, Other: func() bool { *shown = append(*shown, "other card"); return false },
 		Keep: filepath.Join(t.TempDir(), "orders"), Show: func(_ string, l ...string) { *shown = append(*shown, l...) },
 		Log: slog.New(slog.DiscardHandler), ids: ids, transport: a,
 	}, shown
@@ -161,20 +162,20 @@ func FuzzOrders(f *testing.F) {
 
 func TestOther(t *testing.T) {
 	n := NewNetwork(nil, slog.New(slog.DiscardHandler))
-	n.Other() // one card: it is kept
+	if n.Other() {
+		t.Error("there is one card: it is kept")
+	}
 	n.spares.Store(1)
-	n.Other() // nobody listens at this moment
+	if n.Other() {
+		t.Error("nobody listens at this moment")
+	}
 	gone := make(chan struct{})
 	go func() {
 		<-n.other
 		close(gone)
 	}()
-	for {
-		n.Other()
-		select {
-		case <-gone:
-			return
-		default:
-		}
+	for !n.Other() {
+		runtime.Gosched()
 	}
+	<-gone
 }
