@@ -11,6 +11,7 @@ import (
 type question struct {
 	client client
 	arch   Arch
+	tls    bool   // its network has HTTPS for HTTP clients
 	vendor string // option 60, for the explanation
 	action Action // what the Booter wants; 0 when it has not decided
 	path   Path   // what it insists on; may be empty
@@ -26,6 +27,7 @@ const (
 	byNothing transport = iota // no boot: a plain lease
 	byTFTP
 	byHTTP
+	byHTTPS
 )
 
 func (t transport) String() string {
@@ -36,6 +38,8 @@ func (t transport) String() string {
 		return "TFTP"
 	case byHTTP:
 		return "HTTP"
+	case byHTTPS:
+		return "HTTPS"
 	}
 	return fmt.Sprintf("transport(%d)", int(t))
 }
@@ -88,6 +92,9 @@ func choose(q question) choice {
 		return no("no loader for architecture %d", q.arch)
 	case (l.via == byHTTP) != (q.client == httpBoot):
 		return no("architecture %d does not go with %q", q.arch, q.vendor)
+	}
+	if l.via == byHTTP && q.tls {
+		l.via = byHTTPS
 	}
 	if q.action == Local && q.path != Shim && l.local != "" && q.has(l.local) {
 		// No ladder here: firmware that refuses it goes on to its next boot
@@ -143,9 +150,9 @@ func choose(q question) choice {
 }
 
 // choose picks the first loader for r and remembers it.
-func (s *Server) choose(r *request, b Boot) choice {
+func (s *Server) choose(n *network, r *request, b Boot) choice {
 	starts, worked := s.trail.of(r.machine.MAC, r.client)
-	c := choose(question{client: r.client, arch: r.machine.Arch, vendor: r.machine.Vendor, action: b.Action, path: b.Path, starts: starts, worked: worked, has: s.files.Has})
+	c := choose(question{client: r.client, arch: r.machine.Arch, tls: n.HTTPS.IsValid(), vendor: r.machine.Vendor, action: b.Action, path: b.Path, starts: starts, worked: worked, has: s.files.Has})
 	s.trail.sent(r.machine.MAC, r.client, c.path)
 	return c
 }

@@ -76,9 +76,14 @@ func TestChoices(t *testing.T) {
 				if row.starts > 1 && s.name != "everything" {
 					continue // the climb is the same
 				}
-				q := question{r.client, r.machine.Arch, r.machine.Vendor, row.action, row.path, row.starts, row.worked,
-					func(f string) bool { return slices.Contains(s.files, f) }}
+				q := question{client: r.client, arch: r.machine.Arch, vendor: r.machine.Vendor, action: row.action, path: row.path, starts: row.starts, worked: row.worked,
+					has: func(f string) bool { return slices.Contains(s.files, f) }}
 				got := choose(q)
+				q.tls = true
+				if by := choose(q); by.via != got.via && (got.via != byHTTP || by.via != byHTTPS || by.file != got.file) {
+					t.Errorf("%+v: %+v, with TLS %+v", row, got, by)
+				}
+				q.tls = false
 				if again := choose(q); again != got {
 					t.Errorf("%+v: %+v, then %+v", row, got, again)
 				}

@@ -345,13 +345,15 @@ func (d *dhcp6) bootOptions(r *request6, b Boot, m *dhcpv6.Message) string {
 		m.AddOption(dhcpv6.OptBootFileURL(s.scriptURL(n, r.machine)))
 		return "script"
 	}
-	c := s.choose(&r.request, b)
+	c := s.choose(n, &r.request, b)
 	switch c.via {
 	case byNothing:
 		return "plain lease: " + c.why
 	case byHTTP:
 		m.AddOption(&dhcpv6.OptVendorClass{EnterpriseNumber: enterpriseIntel, Data: [][]byte{[]byte("HTTPClient")}})
 		m.AddOption(dhcpv6.OptBootFileURL(s.fileURL(n, c.file)))
+	case byHTTPS:
+		return "plain lease: its network boots by HTTPS, which is served over IPv4 only"
 	case byTFTP:
 		m.AddOption(dhcpv6.OptBootFileURL(fmt.Sprintf("tftp://[%s]/%s", n.id, escapePath(c.file))))
 	}

@@ -67,8 +67,8 @@ func grubStart(base string) string {
 	g.line(`if [ -n "$net_default_mac" ]; then set mac="$net_default_mac"; fi`)
 	g.line("while true; do")
 	g.line(`  source "$smelt` + grubPath + `$mac"`)
-	g.line("  echo " + grubQuote("no answer; asking again in 10 seconds"))
-	g.line("  sleep 10")
+	g.line("  echo " + grubQuote(fmt.Sprintf("asking again in %d seconds", retryAfter)))
+	g.line(fmt.Sprintf("  sleep %d", retryAfter))
 	g.line("done")
 	return g.String()
 }
@@ -142,6 +142,9 @@ func grubFor(b Boot, base string, orders []string) (string, error) {
 		g.line("if search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI; then if chainloader /EFI/BOOT/BOOTX64.EFI; then boot; fi; fi")
 		g.line("exit")
 	case Hold:
+		if more := b.wait() - retryAfter; more > 0 { // beyond what grub.cfg waits
+			g.line(fmt.Sprintf("sleep %d", more))
+		}
 	default:
 		return "", fmt.Errorf("no GRUB script for action %v", b.Action)
 	}

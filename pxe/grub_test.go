@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 )
@@ -187,13 +188,16 @@ func TestGRUBSyntax(t *testing.T) {
 	texts := []string{grubStart("http://10.77.0.1:8080")}
 	for _, b := range []Boot{
 		{Action: Kernel, Kernel: "k", Initrd: []string{"a", "b"}, Args: []string{`'"$x;`, "b"}, Why: "it's", Screen: []string{"} fi done", `a\`}},
-		{Action: Kernel, Kernel: "k"}, {Action: Local, Why: "in service"}, {Action: Hold},
+		{Action: Kernel, Kernel: "k"}, {Action: Local, Why: "in service"}, {Action: Hold}, {Action: Hold, Wait: time.Minute},
 	} {
 		text, err := grubFor(b, "http://10.77.0.1", []string{"x"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		texts = append(texts, text)
+	}
+	if last := texts[len(texts)-1]; !strings.HasSuffix(last, "\nsleep 50\n") { // and grub.cfg 10
+		t.Errorf("on hold for a minute:\n%s", last)
 	}
 	for _, text := range texts {
 		p := filepath.Join(t.TempDir(), "grub.cfg")

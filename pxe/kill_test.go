@@ -311,7 +311,7 @@ func (l *lab) bootThrough(trouble func() error) time.Duration {
 	if err := <-over; err != nil {
 		l.t.Fatal(err)
 	}
-	l.booted(serial)
+	l.booted(serial, "script", "10.77.0.11")
 	if !strings.Contains(serial, "asking again") {
 		l.t.Errorf("the machine did not wait and ask again: the trouble came too late to matter:\n%s", serial)
 	}

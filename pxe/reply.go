@@ -191,7 +191,7 @@ func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) s
 		}
 		return "script"
 	}
-	c := s.choose(r, b)
+	c := s.choose(n, r, b)
 	switch {
 	case c.via == byNothing && beside:
 		return c.why
@@ -200,7 +200,7 @@ func (s *Server) bootOptions(n *network, r *request, b Boot, m *dhcpv4.DHCPv4) s
 	}
 	m.ServerIPAddr = n.id.AsSlice()
 	switch {
-	case c.via == byHTTP:
+	case c.via == byHTTP || c.via == byHTTPS:
 		m.UpdateOption(dhcpv4.OptClassIdentifier("HTTPClient"))
 		file(s.loaderURL(n, c.file))
 		return c.why
