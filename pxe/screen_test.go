@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,7 +92,14 @@ func TestScreen(t *testing.T) {
 				Screen: []string{"node rig-01 at A3-S2", "state needs-work"}, Code: "7QX2", Page: row.page,
 			}
 			l.start()
-			shot := l.screen(60*time.Second, row.flags(l)...)
+			shot := filepath.Join(l.dir, "screen.png")
+			read := ""
+			l.screen(shot, row.flags(l), 120*time.Second, func() bool {
+				// As phones do, zbar tries light on dark as well.
+				out, _ := exec.Command("zbarimg", "-q", "--raw", "-Sdisable", "-Sqrcode.enable", "-Stest-inverted", shot).Output()
+				read = strings.TrimSpace(string(out))
+				return read == row.page
+			})
 			if dir := os.Getenv("SMELT_SCREENS"); dir != "" {
 				data, err := os.ReadFile(shot)
 				if err == nil {
@@ -101,24 +109,24 @@ func TestScreen(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// As phones do, zbar tries light on dark as well.
-			out, err := exec.Command("zbarimg", "-q", "--raw", "-Sdisable", "-Sqrcode.enable", "-Stest-inverted", shot).Output()
-			if got := strings.TrimSpace(string(out)); err != nil || got != row.page {
-				t.Errorf("the screen says %q, %v; want %s", got, err, row.page)
+			if read != row.page {
+				t.Errorf("the screen says %q, want %s", read, row.page)
 			}
 		})
 	}
 }
 
-// screen runs a machine until it got its script, and returns a picture of what
-// it shows then.
-func (l *lab) screen(limit time.Duration, flags ...string) string {
+// screen runs a machine and takes a picture of its screen each second, until
+// one will do or the limit is over.
+func (l *lab) screen(shot string, flags []string, limit time.Duration, done func() bool) {
 	l.t.Helper()
-	monitor, shot := filepath.Join(l.dir, "monitor"), filepath.Join(l.dir, "screen.png")
+	monitor := filepath.Join(l.dir, "monitor")
 	cmd := exec.Command("ip", append([]string{
 		"netns", "exec", l.server, "qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-no-reboot", "-display", "none", "-vga", "std", "-serial", "none",
 		"-monitor", "unix:" + monitor + ",server=on,wait=off", "-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
 	}, flags...)...)
+	runtime.LockOSThread() // PDEATHSIG goes by the thread that forked
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)
@@ -127,29 +135,13 @@ func (l *lab) screen(limit time.Duration, flags ...string) string {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}()
-	l.wait("script", limit, func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for _, e := range l.events {
-			if e.Kind == "script" {
-				return true
-			}
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline) && !done(); time.Sleep(500 * time.Millisecond) {
+		c, err := net.Dial("unix", monitor)
+		if err != nil {
+			continue // not yet
 		}
-		return false
-	})
-	time.Sleep(2 * time.Second) // it draws 25 lines
-	c, err := net.Dial("unix", monitor)
-	if err != nil {
-		l.t.Fatal(err)
+		fmt.Fprintf(c, "screendump %s -f png\n", shot)
+		time.Sleep(500 * time.Millisecond) // it answers when it is done, among much else
+		c.Close()
 	}
-	defer c.Close()
-	if _, err := fmt.Fprintf(c, "screendump %s -f png\n", shot); err != nil {
-		l.t.Fatal(err)
-	}
-	l.wait("picture", 10*time.Second, func() bool {
-		fi, err := os.Stat(shot)
-		return err == nil && fi.Size() > 0
-	})
-	time.Sleep(200 * time.Millisecond) // all of it
-	return shot
 }

@@ -56,6 +56,20 @@ func (s *Sighting) add(e Event) {
 	}
 }
 
+// Heard returns how many machines are remembered of each network.
+func (s *Server) Heard() map[string]int {
+	r := s.recorder
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]int{}
+	for mac, el := range r.byID {
+		if mac != (MAC{}) {
+			out[el.Value.(*history).seen.Machine.Network]++
+		}
+	}
+	return out
+}
+
 // Sightings returns every machine that is remembered, the one heard last first.
 func (s *Server) Sightings() []Sighting {
 	r := s.recorder

@@ -101,6 +101,9 @@ func TestSightings(t *testing.T) {
 	if len(all) != recentMachines {
 		t.Errorf("%d machines are remembered", len(all))
 	}
+	if h := s.Heard(); h["a"] != 1 || h[""] != recentMachines-1 {
+		t.Errorf("heard %v", h)
+	}
 	x := all[len(all)-1]
 	if x.Machine.MAC != known {
 		t.Fatalf("the machine that came back was forgotten for one that did not: %+v", x)

@@ -44,10 +44,7 @@ func bootTrace(s *pxe.Server, macs []inventory.MAC) []api.BootEvent {
 const poolFull = 0.9
 
 func networkViews(s *pxe.Server, networks []pxe.Network) []api.NetworkView {
-	heard := map[string]int{}
-	for _, x := range s.Sightings() {
-		heard[x.Machine.Network]++
-	}
+	heard := s.Heard()
 	pools := map[string]pxe.Pool{}
 	for _, p := range s.Stats().Pools {
 		pools[p.Network] = p
