@@ -40,6 +40,7 @@ type track struct {
 		xid    dhcpv4.TransactionID
 		at     time.Time
 		starts int
+		local  int  // of these, up to the last that went to the machine's own disk: no loader failed
 		sent   Path // what it was told to load
 		worked Path // what last brought it beyond
 	}
@@ -106,7 +107,7 @@ func (t *trail) of(mac MAC, c client) (starts int, worked Path) {
 	if m == nil {
 		return 0, ""
 	}
-	return m.kinds[c].starts, m.kinds[c].worked
+	return m.kinds[c].starts - m.kinds[c].local, m.kinds[c].worked
 }
 
 // sent notes what a machine was told to load.
@@ -114,7 +115,10 @@ func (t *trail) sent(mac MAC, c client, p Path) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m := t.track(mac, false); m != nil {
-		m.kinds[c].sent = p
+		k := &m.kinds[c]
+		if k.sent = p; p == "" {
+			k.local = k.starts
+		}
 	}
 }
 
@@ -135,6 +139,6 @@ func (t *trail) beyond(mac MAC) {
 		k.worked = k.sent
 	}
 	for c := range m.kinds {
-		m.kinds[c].starts = 0
+		m.kinds[c].starts, m.kinds[c].local = 0, 0
 	}
 }

@@ -143,3 +143,31 @@ func TestLadder(t *testing.T) {
 		}
 	}
 }
+
+// TestTrailLocal: a machine that started its own disk for months begins with
+// the best loader when it is to start the RAM system again.
+func TestTrailLocal(t *testing.T) {
+	tr := newTrail()
+	now := epoch
+	start := func(p Path) (all, starts int) {
+		now = now.Add(time.Hour)
+		all = tr.start(known, httpBoot, xid(byte(now.Hour())), true, now)
+		starts, _ = tr.of(known, httpBoot)
+		tr.sent(known, httpBoot, p) // the answer to DISCOVER
+		tr.sent(known, httpBoot, p) // and to REQUEST
+		return all, starts
+	}
+	for range 3 {
+		start("")
+	}
+	if all, starts := start(UKI); all != 4 || starts != 1 {
+		t.Errorf("start %d counts as %d for the ladder", all, starts)
+	}
+	if all, starts := start(Shim); all != 5 || starts != 2 {
+		t.Errorf("start %d counts as %d for the ladder", all, starts)
+	}
+	tr.beyond(known)
+	if all, starts := start(UKI); all != 1 || starts != 1 {
+		t.Errorf("after it got beyond: start %d counts as %d", all, starts)
+	}
+}
