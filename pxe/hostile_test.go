@@ -217,6 +217,36 @@ func TestSeenOnce(t *testing.T) {
 	}
 }
 
+// TestDeclineAll: a stranger who declines whatever is offered leaves the machines
+// of the site their share.
+func TestDeclineAll(t *testing.T) {
+	site := []MAC{{2, 1, 0, 0, 0, 1}, {2, 1, 0, 0, 0, 2}}
+	s := testServer(t, tableBooter{}, func(c *Config) {
+		c.Networks[0].Pool.To = netip.MustParseAddr("10.77.0.109")
+		c.Networks[0].Known = site
+	})
+	l := s.networks[0].leases
+	declines := 0
+	for i := range 50 {
+		mac := MAC{2, 2, 0, 0, 0, byte(i)}
+		if a, _, err := l.offer(mac, netip.Addr{}, epoch); err == nil && l.decline(mac, a, epoch) {
+			declines++
+		}
+	}
+	if declines != 8 {
+		t.Errorf("%d of 10 addresses are declined by strangers, want 8", declines)
+	}
+	for _, m := range site {
+		if _, _, err := l.offer(m, netip.Addr{}, epoch); err != nil {
+			t.Errorf("a machine of the site: %v", err)
+		}
+	}
+	later := epoch.Add(quarantine + time.Second)
+	if _, _, err := l.offer(MAC{2, 2, 0, 0, 1, 0}, netip.Addr{}, later); err != nil {
+		t.Errorf("a stranger, once the quarantine is over: %v", err)
+	}
+}
+
 // TestLeasesOrder holds the pool's heaps against a plain search.
 func TestLeasesOrder(t *testing.T) {
 	s := testServer(t, tableBooter{}, func(c *Config) { c.Networks[0].Pool.To = netip.MustParseAddr("10.77.0.119") })

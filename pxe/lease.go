@@ -40,7 +40,7 @@ type lease struct {
 	state    leaseState
 	until    time.Time
 	seen     bool // mac had this address acknowledged, now or once
-	stranger bool // mac is no machine of the site: it counts against their share
+	stranger bool // given to, or declined by, no machine of the site: it counts against their share
 	place    int  // in leases.ends
 }
 
@@ -64,7 +64,7 @@ type leases struct {
 	byAddr    map[netip.Addr]*lease
 	fresh     netip.Addr // no address from here on was ever used
 	ends      [2]ends    // of the pool: what was only offered, and what was acknowledged once
-	strangers int        // addresses that strangers had when last looked at, or fewer
+	strangers int        // addresses that strangers had or declined when last looked at, or fewer
 	looked    time.Time
 	warned    time.Time
 }
@@ -406,7 +406,9 @@ func (l *leases) decline(mac MAC, a netip.Addr, now time.Time) bool {
 	if mine, ok := l.current(mac, now); !ok || mine != a {
 		return false
 	}
-	e := &lease{addr: a, state: declined, until: now.Add(quarantine), seen: true}
+	// It counts as the decliner's: else a stranger who declines one address after
+	// the other has them all.
+	e := &lease{addr: a, state: declined, until: now.Add(quarantine), seen: true, stranger: !l.known[mac]}
 	l.put(e)
 	l.journal.append(record{Addr: a, State: declined, Until: e.until.Unix()})
 	return true
