@@ -361,6 +361,13 @@ func TestAdmit(t *testing.T) {
 	if r := many(func(i int) MAC { return known }, 0); r != "" {
 		t.Errorf("a machine of the site among them: %q", r)
 	}
+	// A relay on a server names its interface, whatever hangs on it.
+	for i := range 8000 {
+		if !allow(s.limits.circuits, circuit{[4]byte{10, 77, 0, 9}, "eth1"}, now) {
+			t.Errorf("message %d of a hall of 2,000 behind one circuit is dropped", i)
+			break
+		}
+	}
 	s.limits.circuits = newThrottle(rate{10, 10}, 1<<10)
 	port := func(name string, n int) (e Event) {
 		for i := range n {
@@ -370,6 +377,9 @@ func TestAdmit(t *testing.T) {
 	}
 	if e := port("ge-0/0/1", 20); !strings.Contains(e.Why, `too much from circuit "ge-0/0/1" of relay 10.77.0.9`) {
 		t.Errorf("20 messages of one circuit: %+v", e)
+	}
+	if _, e := (message{kind: dhcpv4.MessageTypeDiscover, mac: known, giaddr: "10.77.0.9", options: map[uint8][]byte{82: append([]byte{1, 8}, "ge-0/0/1"...)}}).tell(t, s, now); strings.Contains(e.Why, "too much") {
+		t.Errorf("a machine of the site on that circuit: %+v", e)
 	}
 	if e := port("ge-0/0/2", 3); e.Answer == "dropped" {
 		t.Errorf("the circuit beside it: %+v", e)

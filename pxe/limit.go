@@ -10,9 +10,10 @@ import (
 // messages in as many seconds, in bursts of three or four.
 var (
 	machineRate = rate{4, 40}
-	// Of one relay's circuit, which is a port of a switch: behind it may hang a
-	// small switch with a rack.
-	circuitRate = rate{100, 500}
+	// Of machines that nobody knows, on one relay's circuit. On an access switch
+	// that is a port; a relay on a router or a server names the interface, and
+	// behind that may be a hall of 2,000 that power on at once.
+	circuitRate = rate{2000, 10000}
 	// Of machines that nobody knows, on one interface or through one relay that
 	// names no circuits. It is more than two cores answer: a hall of 5,000 new
 	// machines that all power on at once stays far below.

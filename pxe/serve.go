@@ -214,15 +214,12 @@ func (g *segment) admit(data []byte, now time.Time) (chan packet, string) {
 	// Who was offered an address overtakes who was not: when there is more to
 	// do than can be done, begun exchanges end, instead of all being half done.
 	request := peek(data) == dhcpv4.MessageTypeRequest
-	for _, n := range g.networks {
-		if n.known[mac] || n.gives() && n.leases.familiar(mac, request) {
-			if !allow(g.s.limits.known, mac, now) {
-				return nil, "rate of its machine"
-			}
-			return g.known, ""
-		}
-	}
 	switch {
+	case g.familiar(mac, request):
+		if !allow(g.s.limits.known, mac, now) {
+			return nil, "rate of its machine"
+		}
+		return g.known, ""
 	case !allow(g.s.limits.strangers, mac, now):
 		return nil, "rate of its machine"
 	case !allow(g.limit, 0, now):
@@ -246,6 +243,11 @@ func peek(data []byte) dhcpv4.MessageType {
 		}
 	}
 	return 0
+}
+
+// familiar reports whether mac is a machine of the site, or has an address of ours.
+func (g *segment) familiar(mac MAC, request bool) bool {
+	return slices.ContainsFunc(g.networks, func(n *network) bool { return n.known[mac] || n.gives() && n.leases.familiar(mac, request) })
 }
 
 func (g *segment) drop(reason string) { g.s.recorder.stats.dropped.add(1, "dhcp", reason) }
@@ -305,7 +307,7 @@ func (g *segment) decide(ctx context.Context, p packet, now time.Time) (*answer,
 		r.machine.Relay = r.giaddr
 		return nil, Event{At: now, Machine: r.machine, Kind: r.asked(), Answer: "none", Why: why}, nil
 	}
-	if r.machine.Circuit != "" && !allow(g.s.limits.circuits, circuit{r.giaddr.As4(), r.machine.Circuit}, now) {
+	if r.machine.Circuit != "" && !g.familiar(r.machine.MAC, r.kind == dhcpv4.MessageTypeRequest) && !allow(g.s.limits.circuits, circuit{r.giaddr.As4(), r.machine.Circuit}, now) {
 		return nil, Event{}, drop("rate of its circuit", "too much from circuit %q of relay %s", r.machine.Circuit, r.giaddr)
 	}
 	g.s.late.hear(n.Name, r, g.s.recorder.lastHeard(r.machine.MAC), now)
