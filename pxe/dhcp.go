@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -44,7 +45,7 @@ func (s *Server) respond(ctx context.Context, n *network, r *request, now time.T
 		if !n.leases.decline(mac, r.want, now) {
 			return no("declines %s, which is not its address", r.want)
 		}
-		s.log.Warn("boot: an address is in use by an unknown machine", "addr", r.want, "found by", mac, "interface", n.Interface)
+		s.log.Log(ctx, s.recorder.level(slog.LevelWarn, now), "boot: an address is in use by an unknown machine", "addr", r.want, "found by", mac, "interface", n.Interface)
 		return no("%s is in use by somebody else: not given out for %s", r.want, quarantine)
 	case dhcpv4.MessageTypeRelease:
 		if r.server.IsValid() && r.server != r.serverID(n) {
@@ -148,7 +149,7 @@ func (s *Server) offer(ctx context.Context, n *network, r *request, now time.Tim
 			return a, nil
 		}
 		n.leases.decline(r.machine.MAC, a, now)
-		s.log.Warn("boot: an address of the pool is in use by an unknown machine", "addr", a, "by", by, "interface", n.Interface)
+		s.log.Log(ctx, s.recorder.level(slog.LevelWarn, now), "boot: an address of the pool is in use by an unknown machine", "addr", a, "by", by, "interface", n.Interface)
 	}
 	return netip.Addr{}, errors.New("the next addresses of the pool are all in use by unknown machines")
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -222,7 +223,7 @@ func (d *dhcp6) respond(ctx context.Context, r *request6, now time.Time) (*dhcpv
 			a, ok := d.address(id, ia.IaId, r.machine.MAC)
 			if ok && slices.Contains(addresses(ia), a) { // its own, and nobody else's
 				d.decline(a)
-				d.s.log.Warn("boot: an address is in use by an unknown machine", "addr", a, "found by", r.machine.MAC, "interface", n.Interface)
+				d.s.log.Log(ctx, d.s.recorder.level(slog.LevelWarn, now), "boot: an address is in use by an unknown machine", "addr", a, "found by", r.machine.MAC, "interface", n.Interface)
 			}
 		}
 		m.AddOption(status(iana.StatusSuccess))

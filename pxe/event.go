@@ -118,11 +118,9 @@ func newRecorder(log *slog.Logger, observe func(Event)) *recorder {
 
 // record logs e, keeps it, and hands it to the observer unless that one lags.
 func (r *recorder) record(e Event) {
-	level := slog.LevelInfo
-	if e.Machine.Stage == 0 {
-		level = slog.LevelDebug // not a boot: an ordinary lease of an ordinary system
-	} else if !allow(r.loud, 0, e.At) {
-		level = slog.LevelDebug // whoever makes up machines does not fill the disk
+	level := slog.LevelDebug // an ordinary lease of an ordinary system
+	if e.Machine.Stage != 0 {
+		level = r.level(slog.LevelInfo, e.At)
 	}
 	r.log.Log(context.Background(), level, "boot: "+e.Kind, "mac", e.Machine.MAC, "addr", e.Machine.Addr, "arch", uint16(e.Machine.Arch),
 		"ipxe", e.Machine.IPXE, "answer", e.Answer, "why", e.Why)
@@ -151,6 +149,15 @@ func (r *recorder) record(e Event) {
 		default: // the observer lags; Recent still has the event
 		}
 	}
+}
+
+// level is l while there are not too many lines: whoever makes up machines does
+// not fill the disk.
+func (r *recorder) level(l slog.Level, now time.Time) slog.Level {
+	if !allow(r.loud, 0, now) {
+		return slog.LevelDebug
+	}
+	return l
 }
 
 // history finds or makes the history of the machine of e. When there are too

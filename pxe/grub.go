@@ -2,6 +2,7 @@ package pxe
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
 	"path"
 	"slices"
@@ -172,8 +173,7 @@ func (s *Server) serveGRUB(w http.ResponseWriter, r *http.Request, name string) 
 	e := Event{At: now, Machine: Machine{MAC: mac, Network: n.Name, Stage: AskMenu, Arch: UEFIx64, Addr: client}, Kind: "grub"}
 	var b Boot
 	if err == nil {
-		s.trail.beyond(mac)
-		b, err = s.ask(r.Context(), e.Machine, askScriptTime)
+		b, err = s.askFor(r.Context(), &e.Machine, now)
 	}
 	if err == nil && b.Action == Ignore {
 		b = Boot{Action: Hold, Why: b.Why, Screen: b.Screen}
@@ -188,7 +188,7 @@ func (s *Server) serveGRUB(w http.ResponseWriter, r *http.Request, name string) 
 	}
 	if err != nil {
 		b = Boot{Action: Hold, Why: "not decided: " + plain(err.Error(), 200), Screen: b.Screen}
-		s.log.Error("boot: nothing for GRUB, the machine waits and asks again", "mac", mac, "addr", client, "err", err)
+		s.log.Log(r.Context(), s.recorder.level(slog.LevelError, now), "boot: nothing for GRUB, the machine waits and asks again", "mac", mac, "addr", client, "err", err)
 		if text, err = grubFor(b, s.base(n), nil); err != nil {
 			panic(err) // a hold cannot fail
 		}

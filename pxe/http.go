@@ -1,7 +1,10 @@
 package pxe
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -165,8 +168,7 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 		// Say it again with what iPXE knows of itself.
 		again = s.base(n) + scriptPath + "?mac=${mac}&uuid=${uuid}&serial=${serial:uristring}"
 	} else {
-		s.trail.beyond(m.MAC)
-		b, err = s.ask(r.Context(), m, askScriptTime)
+		b, err = s.askFor(r.Context(), &m, now)
 	}
 	if err == nil && b.Action == Ignore {
 		b = Boot{Action: Hold, Why: b.Why, Screen: b.Screen}
@@ -184,7 +186,7 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		b = Boot{Action: Hold, Why: "not decided: " + plain(err.Error(), 200), Screen: b.Screen}
-		s.log.Error("boot: no script, the machine waits and asks again", "mac", m.MAC, "addr", client, "err", err)
+		s.log.Log(r.Context(), s.recorder.level(slog.LevelError, now), "boot: no script, the machine waits and asks again", "mac", m.MAC, "addr", client, "err", err)
 		if text, err = scriptFor(b, again, "", nil); err != nil {
 			panic(err) // a hold cannot fail
 		}
@@ -195,6 +197,21 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
 	_, _ = w.Write([]byte(text))
+}
+
+// askFor puts the question of a machine that asks by HTTP. A connection shows
+// whose address it comes from, and anybody can name any MAC: what is named from
+// the address of another machine tells nothing of how far that MAC came.
+func (s *Server) askFor(ctx context.Context, m *Machine, now time.Time) (Boot, error) {
+	if !allow(s.limits.clients, m.Addr, now) {
+		return Boot{}, errors.New("too many questions from its address")
+	}
+	holder, held := s.holder(m.Addr, now)
+	m.Leased = held && holder == m.MAC
+	if m.Leased || !held {
+		s.trail.beyond(m.MAC)
+	}
+	return s.ask(ctx, *m, askScriptTime)
 }
 
 // complete reports what b needs and is not served.

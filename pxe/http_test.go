@@ -162,6 +162,7 @@ func FuzzScriptQuery(f *testing.F) {
 	f.Add("mac=525400000001&serial=%0a%0d||%20reboot&arch=99999")
 	f.Add("mac=${net0/mac}&serial=${x}&uuid=\\")
 	s := testServer(f, tableBooter{"": {Action: Hold, Why: "fuzz"}})
+	s.limits.clients = newThrottle(rate{1 << 20, 1 << 20}, 1)
 	f.Fuzz(func(t *testing.T, query string) {
 		r := httptest.NewRequest("GET", "http://10.77.0.1/boot/script", nil)
 		r.URL.RawQuery = query

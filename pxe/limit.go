@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// What one source may send us in DHCP. A machine that boots sends some twenty
+// What one source may send us. In DHCP a machine that boots sends some twenty
 // messages in as many seconds, in bursts of three or four.
 var (
 	machineRate = rate{4, 40}
@@ -14,6 +14,9 @@ var (
 	// that is a port; a relay on a router or a server names the interface, and
 	// behind that may be a hall of 2,000 that power on at once.
 	circuitRate = rate{2000, 10000}
+	// Of questions by HTTP, from one address: a hundred rigs can stand behind one
+	// NAT, and each that waits asks every ten seconds.
+	clientRate = rate{20, 200}
 	// Of machines that nobody knows, on one interface or through one relay that
 	// names no circuits. It is more than two cores answer: a hall of 5,000 new
 	// machines that all power on at once stays far below.

@@ -3,6 +3,7 @@ package pxe
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
@@ -39,8 +40,7 @@ func (s *Server) serveNext(w http.ResponseWriter, r *http.Request) {
 	e := Event{At: time.Now(), Machine: m, Kind: "orders"}
 	var b Boot
 	if err == nil {
-		s.trail.beyond(m.MAC)
-		b, err = s.ask(r.Context(), m, askScriptTime)
+		b, err = s.askFor(r.Context(), &m, e.At)
 	}
 	if err == nil && b.Action == Ignore {
 		b = Boot{Action: Hold, Why: b.Why, Screen: b.Screen}
@@ -50,7 +50,7 @@ func (s *Server) serveNext(w http.ResponseWriter, r *http.Request) {
 		answer, err = nextFor(b)
 	}
 	if err != nil {
-		s.log.Error("boot: no orders, the machine waits and asks again", "mac", m.MAC, "addr", m.Addr, "err", err)
+		s.log.Log(r.Context(), s.recorder.level(slog.LevelError, e.At), "boot: no orders, the machine waits and asks again", "mac", m.MAC, "addr", m.Addr, "err", err)
 		b = Boot{Action: Hold, Why: "not decided: " + plain(err.Error(), 200), Screen: b.Screen}
 		answer, _ = nextFor(b) // a hold cannot fail
 	}

@@ -117,6 +117,7 @@ type Machine struct {
 	Hostname string // option 12, bounded and printable
 	IPXE     bool   // asks from within iPXE
 	Addr     netip.Addr
+	Leased   bool       // when it asks by HTTP: it asks from the address that this MAC has by DHCP, and over TCP; who only says a MAC does not
 	Relay    netip.Addr // giaddr, when a relay passed the request on
 	Circuit  string     // option 82 circuit id, printable
 	Remote   string     // option 82 remote id, printable

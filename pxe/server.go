@@ -44,7 +44,7 @@ type Config struct {
 type Server struct {
 	networks []*network
 	segments []*segment // the networks by their interface
-	limits   struct{ known, strangers, circuits *throttle }
+	limits   struct{ known, strangers, circuits, clients *throttle }
 	files    *Files
 	booter   Booter
 	log      *slog.Logger
@@ -89,7 +89,7 @@ func New(c Config) (*Server, error) {
 	}
 	s.segments = newSegments(s)
 	s.limits.known, s.limits.strangers = newThrottle(machineRate, limitCells), newThrottle(machineRate, limitCells)
-	s.limits.circuits = newThrottle(circuitRate, limitCells)
+	s.limits.circuits, s.limits.clients = newThrottle(circuitRate, limitCells), newThrottle(clientRate, limitCells)
 	s.watchRivals(c.Rival)
 	return s, nil
 }
@@ -203,8 +203,8 @@ func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot,
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
-	case s.slots <- struct{}{}:
-	default:
+	case s.slots <- struct{}{}: // a hall that asks at once takes its turn
+	case <-ctx.Done():
 		return Boot{}, errors.New("too many machines are being decided on")
 	}
 	type result struct {

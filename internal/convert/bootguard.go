@@ -44,6 +44,7 @@ type netboot struct {
 	At     time.Time `json:"at"`
 	Served string    `json:"served"`
 	Addr   string    `json:"addr,omitempty"`
+	Menu   bool      `json:"menu,omitempty"` // GRUB asked; the RAM system that it starts will ask too
 }
 
 func (b netboot) String() string {
@@ -61,6 +62,9 @@ func (c *Conductor) guardScript(ctx context.Context, n inventory.Node, m pxe.Mac
 	case inventory.Expected, inventory.Retired, inventory.Rejected:
 		return false, nil // nothing is expected of it
 	}
+	if !m.Leased {
+		return false, nil // somebody said its MAC: that takes no machine out of service
+	}
 	unlock := c.lock(n.ID)
 	defer unlock()
 	fresh, err := c.Store.Node(ctx, n.ID)
@@ -73,8 +77,15 @@ func (c *Conductor) guardScript(ctx context.Context, n inventory.Node, m pxe.Mac
 		return false, err
 	}
 	now := c.Now().UTC()
-	if k := len(log.Boots); k > 0 && now.Sub(log.Boots[k-1].At) < sameBoot {
-		return false, nil
+	if k := len(log.Boots); k > 0 {
+		last := &log.Boots[k-1]
+		if now.Sub(last.At) < sameBoot {
+			return false, nil
+		}
+		if last.Menu && m.Stage == pxe.AskScript { // the kernel took long to load
+			last.Menu = false
+			return false, c.putBootLog(ctx, n.ID, log)
+		}
 	}
 	log.after(now.Add(-loopWindow))
 	log.after(c.Live(n.ID).LastSeen)
@@ -92,7 +103,7 @@ func (c *Conductor) guardScript(ctx context.Context, n inventory.Node, m pxe.Mac
 		}
 		log.Boots = log.Boots[1:]
 	}
-	log.Boots = append(log.Boots, netboot{now, served, addrText(m)})
+	log.Boots = append(log.Boots, netboot{now, served, addrText(m), m.Stage == pxe.AskMenu})
 	return false, c.putBootLog(ctx, n.ID, log)
 }
 

@@ -24,7 +24,7 @@ func (w *watch) set(c *convert.Conductor, _ *store.Store) { c.Now = w.now }
 // script asks for the boot script of machine i.
 func (h *hall) script(i int) pxe.Boot {
 	h.t.Helper()
-	b, err := h.c.Boot(h.t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(i)), Stage: pxe.AskScript, IPXE: true})
+	b, err := h.c.Boot(h.t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(i)), Stage: pxe.AskScript, IPXE: true, Leased: true})
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestBootLoop(t *testing.T) {
 	// kernel that it starts comes to nothing.
 	for range 5 {
 		w.pass(time.Minute)
-		if _, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: pxe.AskMenu, Arch: pxe.UEFIx64}); err != nil {
+		if _, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: pxe.AskMenu, Arch: pxe.UEFIx64, Leased: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,6 +135,9 @@ func TestNoBootLoop(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var w watch
 			h := newHallWith(t, layout{Nodes: 1, Dead: true}, w.set)
+			h.script(0)
+			h.reach(nodeID(0), inventory.Discovered)
+			w.pass(time.Hour)
 			for i := range 25 {
 				if b := h.script(0); b.Action != pxe.Kernel {
 					t.Fatalf("boot %d: %v, %s", i, b.Action, b.Why)
@@ -143,6 +146,21 @@ func TestNoBootLoop(t *testing.T) {
 			}
 		})
 	}
+	t.Run("GRUB and a kernel that takes a minute to load", func(t *testing.T) {
+		var w watch
+		h := newHallWith(t, layout{Nodes: 1, Dead: true}, w.set)
+		h.script(0)
+		h.reach(nodeID(0), inventory.Discovered)
+		w.pass(time.Hour)
+		for i := range 10 {
+			stage := []pxe.Stage{pxe.AskMenu, pxe.AskScript}[i%2]
+			b, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: stage, Arch: pxe.UEFIx64, Leased: true})
+			if err != nil || b.Action != pxe.Kernel {
+				t.Fatalf("question %d: %v, %s, %v", i, b.Action, b.Why, err)
+			}
+			w.pass(time.Minute)
+		}
+	})
 	t.Run("its agent works", func(t *testing.T) { // and somebody else asks in its name
 		var w watch
 		h := newHallWith(t, layout{Nodes: 1, Dead: true}, w.set)
@@ -178,7 +196,7 @@ func TestBootLoopInService(t *testing.T) {
 			if starts > 0 {
 				stage = pxe.AskAddress
 			}
-			b, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: stage, Starts: starts + i})
+			b, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: stage, Starts: starts + i, Leased: true})
 			if err != nil || b.Action != pxe.Local {
 				t.Fatalf("%s, boot %d: %v, %s, %v", what, i, b.Action, b.Why, err)
 			}
@@ -206,6 +224,26 @@ func TestBootLoopInService(t *testing.T) {
 	tasks, err := h.s.Tasks(t.Context(), id)
 	if after := h.node(id); err != nil || after.State != inventory.InService || !after.Since.Equal(n.Since) || len(tasks) != 0 {
 		t.Errorf("it is %s since %s, tasks %v, %v", after.State, after.Since, tasks, err)
+	}
+}
+
+// Whoever says the MAC of a machine, from an address that is not the machine's,
+// takes it nowhere.
+func TestBootLoopMadeUp(t *testing.T) {
+	var w watch
+	h := newHallWith(t, layout{Nodes: 1, Dead: true}, w.set)
+	id := nodeID(0)
+	h.script(0)
+	h.reach(id, inventory.Discovered)
+	for i := range 20 {
+		w.pass(time.Minute)
+		b, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC(macOf(0)), Stage: pxe.AskScript, IPXE: true})
+		if err != nil || b.Action != pxe.Kernel {
+			t.Fatalf("question %d: %v, %s, %v", i, b.Action, b.Why, err)
+		}
+	}
+	if n := h.node(id); n.State != inventory.Discovered || h.loopAlarms(id) != 0 {
+		t.Errorf("it is %s, %d alarms", n.State, h.loopAlarms(id))
 	}
 }
 
