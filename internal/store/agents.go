@@ -20,14 +20,32 @@ type Nonce struct {
 	Expires time.Time
 }
 
+// A nonce that expired is kept for a while, so that who comes with one that was
+// used is told apart from who made one up. Old ones are dropped now and then:
+// whoever is on a network of machines can have as many made as he likes.
+const (
+	nonceKept  = 2 * time.Hour
+	nonceSweep = 10 * time.Minute
+)
+
 // AddNonce stores n.
 func (s *Store) AddNonce(ctx context.Context, n Nonce) error {
 	if n.Nonce == "" {
 		return errors.New("store: empty nonce")
 	}
+	s.mu.Lock()
+	sweep := n.Expires.Sub(s.swept) > nonceSweep
+	if sweep {
+		s.swept = n.Expires
+	}
+	s.mu.Unlock()
 	err := s.do(ctx, func(t *tx) error {
 		_, err := t.exec(`INSERT INTO nonces (nonce, node, mac, mode, fence, expires) VALUES ($1, $2, $3, $4, $5, $6)`,
 			n.Nonce, string(n.Node), n.MAC.String(), n.Mode, int64(n.Fence), nanos(n.Expires))
+		if err != nil || !sweep {
+			return err
+		}
+		_, err = t.exec(`DELETE FROM nonces WHERE expires < $1`, nanos(n.Expires.Add(-nonceKept)))
 		return err
 	})
 	if err != nil {

@@ -44,6 +44,7 @@ type Store struct {
 
 	mu      sync.Mutex
 	changed chan struct{}
+	swept   time.Time // when the last of the nonces expires that was added when old ones were dropped
 }
 
 // Close flushes the writer and closes the database.

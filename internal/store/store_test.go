@@ -817,8 +817,24 @@ func TestNonces(t *testing.T) {
 		if got.Node != "rig-1" {
 			t.Errorf("a replay names node %q", got.Node)
 		}
+		later := want
+		later.Nonce, later.Expires = "later", at.Add(time.Hour)
+		if err := s.AddNonce(t.Context(), later); err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.UseNonce(t.Context(), "secret", "key 2", at)
+		wantErr(t, err, store.ErrUsed) // still told apart
+		later.Nonce, later.Expires = "much later", at.Add(nonceForgotten)
+		if err := s.AddNonce(t.Context(), later); err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.UseNonce(t.Context(), "secret", "key 1", at.Add(-time.Second))
+		wantErr(t, err, store.ErrNotFound)
 	})
 }
+
+// nonceForgotten is more than how long a nonce is kept after its end.
+const nonceForgotten = 3 * time.Hour
 
 func TestAgents(t *testing.T) {
 	each(t, func(t *testing.T, dsn string) {
