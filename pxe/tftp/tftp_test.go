@@ -468,6 +468,8 @@ func TestLockStep(t *testing.T) {
 	stranger.tid = p.tid
 	stranger.ack(2)
 	stranger.expect("ERROR 5 unknown transfer ID")
+	stranger.to(p.tid, []byte{0, 5, 0, 5, 'n', 'o', 0}) // and no ERROR is answered
+	stranger.expectSilence()
 	p.expectSilence()
 
 	p.to(p.tid, []byte{0, opACK}) // short

@@ -124,8 +124,12 @@ func (t *transfer) repeated(now time.Time) error {
 // receive takes a packet from anybody.
 func (t *transfer) receive(now time.Time, p []byte, from netip.AddrPort) error {
 	if from != t.client {
-		// RFC 1350 section 4: the stranger is told, the transfer goes on.
-		_ = t.socket.send(errTID.packet(), sockaddr(from))
+		// RFC 1350 section 4: the stranger is told, the transfer goes on. An ERROR
+		// is answered by nobody (section 7): two servers, or two transfers of ours,
+		// would tell each other without end.
+		if len(p) >= 4 && binary.BigEndian.Uint16(p) != opERROR {
+			_ = t.socket.send(errTID.packet(), sockaddr(from))
+		}
 		return errGoesOn
 	}
 	if len(p) < 4 {
