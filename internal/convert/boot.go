@@ -24,9 +24,13 @@ const (
 )
 
 const (
-	nonceLife  = 15 * time.Minute // from script to first word: the RAM system over a slow link
-	maxUnknown = 4096             // machines nobody expected: beyond it somebody plays
+	nonceLife = 15 * time.Minute // from script to first word: the RAM system over a slow link
+	fullFor   = 10 * time.Second // until it is looked again whether there is room for one more
 )
+
+// maxUnknown is how many machines there may be that nobody expected: a hall of
+// 5,000 and some second cards. Beyond it somebody plays.
+var maxUnknown = 8192
 
 // Kinds of observation.
 const (
@@ -225,6 +229,16 @@ func (c *Conductor) supersede(ctx context.Context, id, by inventory.NodeID) erro
 // are too many of them.
 func (c *Conductor) meet(ctx context.Context, mac inventory.MAC) (inventory.Node, error) {
 	id := inventory.UnknownID(mac)
+	c.mu.Lock()
+	full := c.Now().Before(c.full)
+	c.mu.Unlock()
+	if full { // a flood of made-up addresses costs neither memory nor a look at every node
+		n, err := c.Store.Node(ctx, id)
+		if errors.Is(err, store.ErrNotFound) {
+			return inventory.Node{}, nil
+		}
+		return n, err
+	}
 	unlock := c.lock(id)
 	defer unlock()
 	if n, err := c.Store.Node(ctx, id); !errors.Is(err, store.ErrNotFound) {
@@ -241,6 +255,9 @@ func (c *Conductor) meet(ctx context.Context, mac inventory.MAC) (inventory.Node
 		}
 	}
 	if unknown >= maxUnknown {
+		c.mu.Lock()
+		c.full = c.Now().Add(fullFor)
+		c.mu.Unlock()
 		return inventory.Node{}, nil
 	}
 	t := c.turn(ctx, inventory.Node{ID: id})

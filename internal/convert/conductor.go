@@ -65,6 +65,7 @@ type Conductor struct {
 	booted   map[inventory.NodeID]string    // the last boot request that was stored
 	failing  map[inventory.NodeID]string    // what the last step said that failed
 	codes    inventory.Codes                // of every node
+	full     time.Time                      // until then there are too many machines that nobody expected
 	stop     stop
 }
 

@@ -39,3 +39,17 @@ var VerdictTasks = verdictTasks
 func (c *Conductor) Member(n inventory.Node) (join.Member, error) {
 	return c.turn(context.Background(), n).member()
 }
+
+// SetMaxUnknown changes how many machines nobody need expect.
+func SetMaxUnknown(n int) (restore func()) {
+	was := maxUnknown
+	maxUnknown = n
+	return func() { maxUnknown = was }
+}
+
+// Locks is how many nodes were ever locked.
+func (c *Conductor) Locks() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.locks)
+}

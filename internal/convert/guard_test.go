@@ -602,3 +602,40 @@ func TestVerdictTasks(t *testing.T) {
 		}
 	}
 }
+
+// Made-up machines beyond what a hall can have cost nothing that stays.
+func TestTooManyUnknown(t *testing.T) {
+	defer convert.SetMaxUnknown(3)()
+	var w watch
+	h := newHallWith(t, layout{Nodes: 1, Dead: true}, w.set)
+	boot := func(i int) pxe.Action {
+		t.Helper()
+		b, err := h.c.Boot(t.Context(), pxe.Machine{MAC: pxe.MAC{2, 9, 0, 0, byte(i >> 8), byte(i)}, Stage: pxe.AskAddress})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.Action
+	}
+	for i := range 3 {
+		if a := boot(i); a != pxe.Kernel {
+			t.Fatalf("machine %d: %v", i, a)
+		}
+	}
+	locks := h.c.Locks()
+	for i := range 300 {
+		if a := boot(3 + i); a != pxe.Ignore {
+			t.Fatalf("made-up machine %d: %v", i, a)
+		}
+	}
+	if n := h.c.Locks() - locks; n > 1 {
+		t.Errorf("300 made-up machines left %d locks", n)
+	}
+	if a := boot(1); a != pxe.Kernel {
+		t.Errorf("one that was met before: %v", a)
+	}
+	defer convert.SetMaxUnknown(4)()
+	w.pass(time.Minute)
+	if a := boot(400); a != pxe.Kernel {
+		t.Errorf("a machine, once there is room again: %v", a)
+	}
+}
