@@ -212,14 +212,19 @@ func writeSigned(path string, program []byte, key secureboot.Key) error {
 	})
 }
 
-// writeWhole writes a file that is whole or not there.
+// writeWhole writes a file that is whole or not there, after a power cut too:
+// what has the name of its content is not made again.
 func writeWhole(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	if err := write(f); err != nil {
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
 		f.Close()
 		return err
 	}
