@@ -69,6 +69,13 @@ func needs(t *testing.T, files ...string) {
 func newHall(t *testing.T) *hall {
 	t.Helper()
 	needs(t, "/usr/bin/qemu-system-x86_64", "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/lib/systemd/boot/efi/linuxx64.efi.stub", "/usr/lib/ipxe/snponly.efi")
+	// The namespace has no way to Debian's mirror.
+	if _, err := build.Kernel(t.Context(), cache()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := build.Loaders(t.Context(), cache()); err != nil {
+		t.Fatal(err)
+	}
 	h := &hall{t: t, dir: t.TempDir(), ns: fmt.Sprintf("smelt-e2e-%d", os.Getpid())}
 	h.run("go", "build", "-o", h.path("smelt"), ".")
 	h.run("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.path("smelt-agent"), "smelt/cmd/smelt-agent")
@@ -221,6 +228,12 @@ func (m machine) wait(t *testing.T, limit time.Duration, mark string) (wall, cpu
 	return wall, cpu
 }
 
+// off switches it off, as a power cut would.
+func (m machine) off() {
+	_ = m.cmd.Process.Kill()
+	_ = m.cmd.Wait()
+}
+
 // end waits until the machine switched itself off.
 func (m machine) end(t *testing.T, limit time.Duration) {
 	t.Helper()
@@ -369,8 +382,13 @@ func TestSecureBoot(t *testing.T) {
 		h.refused(t, vars)
 	})
 	h.sub("the next loader", func(t *testing.T) {
-		// The ladder goes on to iPXE, which is signed too, and runs its script.
+		// The ladder goes on: to shim, of which this firmware knows no key, then
+		// to iPXE, which is signed too and runs its script.
 		m := h.power(t, vars)
+		m.wait(t, 3*time.Minute, "URI: http://10.78.0.1/boot/file/shimx64.efi")
+		m.wait(t, time.Minute, "Access Denied")
+		m.off()
+		m = h.power(t, vars)
 		m.wait(t, 3*time.Minute, "| kernel: node "+node)
 		m.never(t, "msg=smelt-agent")
 	})
@@ -402,6 +420,28 @@ func TestSecureBoot(t *testing.T) {
 			m.never(t, mark)
 		})
 	}
+}
+
+// TestVendorKeys boots a machine with Secure Boot that knows the keys of vendors
+// only: it refuses the UKI, and its next start is given shim and GRUB, by which
+// it comes to the RAM system.
+func TestVendorKeys(t *testing.T) {
+	h := newHall(t)
+	h.up()
+	vars := h.read("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+	h.sub("the UKI is refused", func(t *testing.T) { h.refused(t, vars) })
+	h.sub("shim and GRUB", func(t *testing.T) {
+		m := h.power(t, vars)
+		for _, mark := range []struct{ text, means string }{
+			{"URI: http://10.78.0.1/boot/file/shimx64.efi", "it has an address and a URL"},
+			{"| kernel: node new-525400780001", "GRUB has its configuration"},
+			{"msg=smelt-agent", "the agent runs"},
+			{"msg=enrolled node=new-525400780001", "the agent is enrolled"},
+		} {
+			wall, cpu := m.wait(t, 5*time.Minute, mark.text)
+			t.Logf("%6.1f s, %6.1f s of CPU: %s", wall.Seconds(), cpu.Seconds(), mark.means)
+		}
+	})
 }
 
 // refused boots a machine whose firmware must not start what it loads.

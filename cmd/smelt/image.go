@@ -158,12 +158,15 @@ func newImageKernel() *cobra.Command {
 	var cache string
 	cmd := &cobra.Command{
 		Use:   "kernel",
-		Short: "Fetch the RAM system's kernel into the cache, for a server without internet",
+		Short: "Fetch the RAM system's kernel and Debian's loaders into the cache, for a server without internet",
 		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := build.Kernel(cmd.Context(), cache)
 			if err != nil {
 				return err
+			}
+			if _, err := build.Loaders(cmd.Context(), cache); err != nil { // a site serves the others
+				fmt.Fprintln(cmd.ErrOrStderr(), "smelt: no shim, no GRUB and no loader for 64-bit ARM:", err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), k.Release)
 			return nil
