@@ -180,14 +180,22 @@ func (s *Server) serveScript(w http.ResponseWriter, r *http.Request) {
 	if s.files.Has(LoaderLocal) {
 		local = LoaderLocal
 	}
+	uki := ""
+	if l, ok := ladders[m.Arch]; ok {
+		for _, r := range l.rungs {
+			if r.path == UKI && s.files.Has(r.files[0]) {
+				uki = r.files[0]
+			}
+		}
+	}
 	text := ""
 	if err == nil {
-		text, err = scriptFor(b, again, local, func(name string) string { return s.fileURL(n, name) })
+		text, err = scriptFor(b, again, local, uki, func(name string) string { return s.fileURL(n, name) })
 	}
 	if err != nil {
 		b = Boot{Action: Hold, Why: "not decided: " + plain(err.Error(), 200), Screen: b.Screen}
 		s.log.Log(r.Context(), s.recorder.level(slog.LevelError, now), "boot: no script, the machine waits and asks again", "mac", m.MAC, "addr", client, "err", err)
-		if text, err = scriptFor(b, again, "", nil); err != nil {
+		if text, err = scriptFor(b, again, "", "", nil); err != nil {
 			panic(err) // a hold cannot fail
 		}
 	}

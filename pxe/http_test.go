@@ -221,11 +221,11 @@ func checkScript(t *testing.T, text string) {
 			}
 			continue
 		case "kernel", "initrd", "chain", "boot":
-			if end := strings.Join(words[max(0, len(words)-3):], " "); end != "|| goto retry" && end != "|| exit 1" {
+			if end := strings.Join(words[max(0, len(words)-3):], " "); end != "|| goto retry" && end != "|| goto uki" && end != "|| exit 1" {
 				t.Fatalf("%q does not end in a retry", line)
 			}
 			rest = words[1 : len(words)-3]
-		case ":retry", ":efi", "sleep", "imgfree", "iseq", "sanboot", "exit":
+		case ":retry", ":uki", ":efi", "sleep", "imgfree", "iseq", "sanboot", "exit":
 			continue // ours as they are
 		default:
 			t.Fatalf("a command we do not write: %q", line)
@@ -250,7 +250,7 @@ func FuzzScript(f *testing.F) {
 	f.Add(4, "", "", "", "", "|| # ; && ||", "-n", "-n", "HTTP://A/N/|| #")
 	f.Fuzz(func(t *testing.T, action int, kernel, initrd, arg1, arg2, why, screen, code, page string) {
 		b := Boot{Action: Action(action), Kernel: kernel, Initrd: []string{initrd}, Args: []string{arg1, arg2}, Why: why, Screen: []string{screen, why}, Code: code, Page: page}
-		text, err := scriptFor(b, "http://h/boot/script?"+url.QueryEscape(why), initrd, func(name string) string { return "http://h/boot/file/" + escapePath(name) })
+		text, err := scriptFor(b, "http://h/boot/script?"+url.QueryEscape(why), initrd, initrd, func(name string) string { return "http://h/boot/file/" + escapePath(name) })
 		if err != nil {
 			if text != "" {
 				t.Fatalf("an error and a script: %q", text)
@@ -275,6 +275,24 @@ func FuzzScript(f *testing.F) {
 	})
 }
 
+// Firmware that trusts the site's key alone refuses Debian's kernel: its script
+// goes on to the UKI. A BIOS could do nothing with that.
+func TestScriptUKI(t *testing.T) {
+	s := testServer(t, tableBooter{"": Boot{Action: Kernel, Kernel: "vmlinuz", Initrd: []string{"initrd"}, Why: "why"}})
+	if err := s.files.Add(LoaderUKI, []byte("uki")); err != nil {
+		t.Fatal(err)
+	}
+	for arch, want := range map[string]bool{"0": false, "7": true, "9": true, "16": true, "11": false} {
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/boot/script?mac="+known.String()+"&arch="+arch, nil))
+		text := w.Body.String()
+		checkScript(t, text)
+		if got := strings.Contains(text, "\nboot || goto uki\n") && strings.Contains(text, "\n:uki\nimgfree ||\nchain --autofree http://10.77.0.1/boot/file/smelt.efi || goto retry\n"); got != want {
+			t.Errorf("architecture %s: UKI %v, want %v:\n%s", arch, got, want, text)
+		}
+	}
+}
+
 func TestScriptArgs(t *testing.T) {
 	for in, want := range map[string]string{
 		"console=ttyS0,115200":         "console=ttyS0,115200",
@@ -293,7 +311,7 @@ func TestScriptArgs(t *testing.T) {
 		}
 	}
 	long := Boot{Action: Kernel, Kernel: "vmlinuz", Args: []string{strings.Repeat("x", maxArgs)}}
-	if _, err := scriptFor(long, "u", "", func(n string) string { return n }); err == nil {
+	if _, err := scriptFor(long, "u", "", "", func(n string) string { return n }); err == nil {
 		t.Error("a kernel would cut this command line short, and the script was made")
 	}
 }

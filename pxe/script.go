@@ -129,8 +129,9 @@ const (
 // scriptFor is the script for what was decided. again is the URL at which the
 // machine asks anew, query-escaped, in which only our own settings stand for
 // iPXE to fill in; file makes the URL of a boot file; local is the file that
-// starts an UEFI machine's own disk, or nothing.
-func scriptFor(b Boot, again, local string, file func(name string) string) (string, error) {
+// starts an UEFI machine's own disk, or nothing; uki is the RAM system as one
+// program that this machine's firmware may start, or nothing.
+func scriptFor(b Boot, again, local, uki string, file func(name string) string) (string, error) {
 	s := newScript()
 	p, drawn := picture{}, false
 	if b.Action == Kernel || b.Action == Hold {
@@ -175,11 +176,22 @@ func scriptFor(b Boot, again, local string, file func(name string) string) (stri
 		if length > maxArgs {
 			return "", fmt.Errorf("kernel arguments of %d bytes: a kernel takes %d", length, maxArgs)
 		}
-		s.line(append(parts, "|| goto retry")...)
-		for i, name := range b.Initrd {
-			s.line(fmt.Sprintf("initrd --name initrd%d", i), value(file(name)), "|| goto retry")
+		failed := "|| goto retry"
+		if uki != "" {
+			failed = "|| goto uki"
 		}
-		s.line("boot || goto retry")
+		s.line(append(parts, failed)...)
+		for i, name := range b.Initrd {
+			s.line(fmt.Sprintf("initrd --name initrd%d", i), value(file(name)), failed)
+		}
+		s.line("boot", failed)
+		if uki != "" {
+			// Firmware that knows no key but the site's refuses Debian's kernel,
+			// which is not signed with it on purpose: it would start any initrd.
+			s.line(":uki")
+			s.line("imgfree ||")
+			s.line("chain --autofree", value(file(uki)), "|| goto retry")
+		}
 		s.retry(b, p, again, "loading failed; asking", retryAfter)
 	case Local:
 		// BIOS: the first disk, through its boot sector; what a PXE ROM does
