@@ -30,7 +30,7 @@ const (
 
 	// iPXE and firmware use one connection or two, the agent a few more for
 	// the chunks of an image; a hundred rigs can stand behind one NAT.
-	webClients   = 8192
+	webClients   = 16384 // a hall of 5,000, and what an attacker takes of it
 	webPerClient = 256
 )
 

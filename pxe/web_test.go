@@ -454,3 +454,14 @@ func FuzzHTTP(f *testing.F) {
 		}
 	})
 }
+
+// TestWebHall: a hall of 5,000 machines with two connections each is let in.
+func TestWebHall(t *testing.T) {
+	l := Limit(nil).(*limiter)
+	l.closed = true // nothing is swept
+	for i := range 10000 {
+		if !l.enter(&limitedConn{l: l, client: netip.AddrFrom4([4]byte{10, 77, byte(i / 2 / 250), byte(i / 2 % 250)})}) {
+			t.Fatalf("connection %d is refused", i)
+		}
+	}
+}
