@@ -113,7 +113,7 @@ func benchTFTP(ctx context.Context, l *lab) ([]result, error) {
 // tftpOne is one client alone: atftp, 10 MiB.
 func tftpOne(ctx context.Context, l *lab, content []byte) ([]result, error) {
 	speed := map[string][]float64{}
-	rounds := l.rounds + 2 // a run takes half a second: more of them cost little
+	rounds := 5 * l.rounds // a run takes a third of a second: many cost little
 	for range rounds {
 		for _, window := range []string{"1", "16"} {
 			for _, s := range tftpServers {
