@@ -220,6 +220,7 @@ func TestFirmware(t *testing.T) {
 		}},
 		{"secureboot-pxe-shim-grub", pinned, func(l *lab) []string { return onlyPXE(secure(l)) }, "", "grub", nil},
 		{"secureboot-http-shim-grub", pinned, func(l *lab) []string { return onlyHTTP(secure(l)) }, "", "grub", noTFTP},
+		{"secureboot-https-shim-grub", func(l *lab) { pinned(l); withTLS(l) }, func(l *lab) []string { return l.trusting(ca, onlyHTTP(secure(l))) }, "", "grub", noTFTP},
 		{"secureboot-refuses-ipxe", plain, func(l *lab) []string { return onlyHTTP(secure(l)) }, "Access Denied", "", nil},
 		{"secureboot-refuses-uki-of-another-key", func(l *lab) { l.program() }, func(l *lab) []string { return onlyHTTP(secure(l)) }, "Access Denied", "", nil},
 		{"secureboot-refuses-grub", func(l *lab) { pinned(l); l.spec.Files[LoaderGRUB] = l.flipped(loaders.GRUB) },
