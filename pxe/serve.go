@@ -34,7 +34,7 @@ type segment struct {
 	// ask without end.
 	known, strangers chan packet
 
-	// Answers that wait for the disk, in the order in which it has them.
+	// Answers that wait for the disk.
 	promised chan promise
 }
 
@@ -116,19 +116,20 @@ func (g *segment) run(ctx context.Context) error {
 			}
 		})
 	}
-	settled := make(chan struct{})
-	go func() {
-		defer close(settled)
-		for p := range g.promised {
-			a, e := p.answer.settle(p.event)
-			g.answer(a, e, p.boot)
-		}
-	}()
+	var settlers sync.WaitGroup
+	for range workers / 4 { // one alone would have little of the processor among so many
+		settlers.Go(func() {
+			for p := range g.promised {
+				a, e := p.answer.settle(p.event)
+				g.answer(a, e, p.boot)
+			}
+		})
+	}
 	defer g.link.close() // after those who send on it
 	defer func() {
 		wg.Wait()
 		close(g.promised)
-		<-settled
+		settlers.Wait()
 	}()
 	defer close(g.strangers)
 	defer close(g.known)
