@@ -11,7 +11,6 @@ import (
 type way struct {
 	name   string
 	tftp   bool // needs TFTP
-	http   bool // needs boot HTTP for its first loader
 	asked  string
 	files  []string // all of them; of "a|b" one
 	https  bool     // needs boot HTTPS
