@@ -161,13 +161,15 @@ func scriptFor(b Boot, again, local, uki string, file func(name string) string) 
 		// on its command line, in a file system that iPXE shows it, and iPXE
 		// before 2020 offers no other way.
 		parts := []any{"kernel --name linux", value(file(b.Kernel))}
+		var args []any
 		length := 0
 		for _, a := range b.Args {
 			if a != "" {
-				parts = append(parts, value(a))
+				args = append(args, value(a))
 				length += len(value(a).token()) + 1
 			}
 		}
+		parts = append(parts, args...)
 		for i := range b.Initrd {
 			word := fmt.Sprintf("initrd=initrd%d", i)
 			parts = append(parts, word)
@@ -188,9 +190,12 @@ func scriptFor(b Boot, again, local, uki string, file func(name string) string) 
 		if uki != "" {
 			// Firmware that knows no key but the site's refuses Debian's kernel,
 			// which is not signed with it on purpose: it would start any initrd.
+			// The arguments are for a machine without Secure Boot, whose kernel
+			// did not arrive: there what iPXE says outweighs the UKI's own
+			// (systemd-stub(7)).
 			s.line(":uki")
 			s.line("imgfree ||")
-			s.line("chain --autofree", value(file(uki)), "|| goto retry")
+			s.line(append(append([]any{"chain --autofree", value(file(uki))}, args...), "|| goto retry")...)
 		}
 		s.retry(b, p, again, "loading failed; asking", retryAfter)
 	case Local:

@@ -189,6 +189,12 @@ type machine struct {
 // boot only, with Secure Boot and the keys in vars.
 func (h *hall) power(t *testing.T, vars []byte, more ...string) machine {
 	t.Helper()
+	return h.powerPXE(t, vars, append(more, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")...) // HTTP at once
+}
+
+// powerPXE is power for firmware that boots by PXE.
+func (h *hall) powerPXE(t *testing.T, vars []byte, more ...string) machine {
+	t.Helper()
 	h.write(h.path("vars.fd"), vars)
 	args := []string{
 		"-accel", "tcg", "-m", "1024", "-nographic", "-no-reboot", "-smbios", "type=1,serial=E2E-1",
@@ -197,7 +203,7 @@ func (h *hall) power(t *testing.T, vars []byte, more ...string) machine {
 		"-drive", "if=pflash,format=raw,unit=1,file=" + h.path("vars.fd"),
 		"-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no",
 		"-device", "virtio-net-pci,netdev=n0,bootindex=1,romfile=,mac=52:54:00:78:00:01",
-		"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n", "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n",
+		"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n",
 	}
 	m := machine{watch: newWatch()}
 	m.cmd = h.start(m.watch, "qemu-system-x86_64", append(args, more...)...)
@@ -331,7 +337,8 @@ func (h *hall) enrol(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	h.disk(program)
-	m := h.power(t, h.read("/usr/share/OVMF/OVMF_VARS_4M.fd"), h.diskFlags(0)...)
+	// With PXE, so that it comes first in the boot order that is kept as well.
+	m := h.powerPXE(t, h.read("/usr/share/OVMF/OVMF_VARS_4M.fd"), h.diskFlags(0)...)
 	m.wait(t, 3*time.Minute, "ENROL <nil>")
 	m.end(t, time.Minute)
 	return h.read(h.path("vars.fd"))
@@ -374,6 +381,12 @@ func TestSecureBoot(t *testing.T) {
 			t.Logf("%6.1f s, %6.1f s of CPU: %s", wall.Seconds(), cpu.Seconds(), mark.means)
 		}
 		h.smelt("node", "show", node)
+	})
+	h.sub("the site's key, by PXE", func(t *testing.T) {
+		// snponly runs, is refused Debian's kernel, and goes on to the UKI.
+		m := h.powerPXE(t, vars)
+		m.wait(t, 3*time.Minute, "| kernel: node "+node)
+		m.wait(t, 3*time.Minute, "msg=orders action=kernel")
 	})
 	h.sub("one bit flipped", func(t *testing.T) {
 		bad := slices.Clone(whole)
