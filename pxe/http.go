@@ -66,6 +66,10 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "read only", http.StatusMethodNotAllowed)
 		return
 	}
+	if n := s.networkOf(remote(r)); n != nil && n.Mode == Observe {
+		http.Error(w, "this network is only observed: nobody boots from here", http.StatusForbidden)
+		return
+	}
 	p := path.Clean("/" + strings.ReplaceAll(r.URL.Path, `\`, "/"))
 	if p == scriptPath {
 		s.serveScript(w, r)

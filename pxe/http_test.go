@@ -293,6 +293,22 @@ func TestScriptUKI(t *testing.T) {
 	}
 }
 
+// On a network that is only observed, HTTP is as silent as DHCP.
+func TestObservedHTTP(t *testing.T) {
+	s := modesServer(t, tableBooter{"": {Action: Hold, Why: "x"}})
+	for from, want := range map[string]int{"10.90.0.7:1234": http.StatusForbidden, "10.77.0.7:1234": http.StatusOK} {
+		for _, path := range []string{"/boot/script?mac=", "/boot/next?mac=", "/boot/grub/", "/boot/file/vmlinuz?"} {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest(http.MethodGet, path+unknown.String(), nil)
+			r.RemoteAddr = from
+			s.Handler().ServeHTTP(w, r)
+			if w.Code != want {
+				t.Errorf("%s from %s: %d, want %d", path, from, w.Code, want)
+			}
+		}
+	}
+}
+
 func TestScriptArgs(t *testing.T) {
 	for in, want := range map[string]string{
 		"console=ttyS0,115200":         "console=ttyS0,115200",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -286,7 +287,7 @@ func (g *segment) answer(a *answer, e Event, boot bool) {
 		return
 	}
 	if err := g.link.send(a, boot); err != nil {
-		g.s.log.Warn("boot: DHCP answer not sent", "interface", g.name, "mac", e.Machine.MAC, "to", a.to.addr, "err", err)
+		g.s.log.Log(context.Background(), g.s.recorder.level(slog.LevelWarn, time.Now()), "boot: DHCP answer not sent", "interface", g.name, "mac", e.Machine.MAC, "to", a.to.addr, "err", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -154,7 +155,7 @@ func (d *dhcp6) handle(ctx context.Context, p packet6) {
 	}
 	to := &net.UDPAddr{IP: p.from.AsSlice(), Port: clientPort6, Zone: d.iface.Name}
 	if _, err := d.conn.WriteTo(m.ToBytes(), nil, to); err != nil {
-		d.s.log.Warn("boot: DHCPv6 answer not sent", "interface", d.n.Interface, "mac", e.Machine.MAC, "to", p.from, "err", err)
+		d.s.log.Log(context.Background(), d.s.recorder.level(slog.LevelWarn, time.Now()), "boot: DHCPv6 answer not sent", "interface", d.n.Interface, "mac", e.Machine.MAC, "to", p.from, "err", err)
 	}
 }
 
