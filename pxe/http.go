@@ -109,6 +109,7 @@ func (s *Server) serveFile(w http.ResponseWriter, r *http.Request, name string) 
 	content := f.open()
 	defer content.Close()
 	w.Header().Set("Content-Type", "application/octet-stream") // nothing here is for a browser to guess at
+	defer cork(r)()
 	http.ServeContent(counting{w, &s.recorder.stats.fileBytes}, r, "", f.when, content)
 	s.recorder.stats.files.add(1, "sent")
 	if known && f.name == LoaderLocal {

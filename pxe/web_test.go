@@ -465,3 +465,43 @@ func TestWebHall(t *testing.T) {
 		}
 	}
 }
+
+// A connection is corked while a file goes out and not a moment longer: what
+// stays corked waits for 200 ms.
+func TestCork(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []int
+	srv := HTTPServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		state := func() {
+			raw, err := r.Context().Value(connKey{}).(*limitedConn).SyscallConn()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = raw.Control(func(fd uintptr) {
+				v, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK)
+				if err != nil {
+					t.Error(err)
+				}
+				got = append(got, v)
+			})
+		}
+		uncork := cork(r)
+		state()
+		uncork()
+		state()
+	}))
+	go func() { _ = srv.Serve(Limit(ln)) }()
+	defer srv.Close()
+	resp, err := http.Get("http://" + ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if !slices.Equal(got, []int{1, 0}) {
+		t.Errorf("TCP_CORK was %v, want 1 and then 0", got)
+	}
+}
