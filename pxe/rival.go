@@ -97,19 +97,23 @@ func (r *Rival) String() string {
 func (r *Rival) Gives() string {
 	var parts []string
 	for _, b := range r.Boots {
-		s := b.File
-		if s == "" {
-			s = "a boot menu"
-		}
-		if b.Server != "" {
-			s += " from " + b.Server
-		}
-		if b.For != "" {
-			s += " to " + b.For
-		}
-		parts = append(parts, s)
+		parts = append(parts, b.String())
 	}
 	return strings.Join(parts, ", ")
+}
+
+func (b RivalBoot) String() string {
+	s := b.File
+	if s == "" {
+		s = "a boot menu"
+	}
+	if b.Server != "" {
+		s += " from " + b.Server
+	}
+	if b.For != "" {
+		s += " to " + b.For
+	}
+	return s
 }
 
 type rivalKey struct {

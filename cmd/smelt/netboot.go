@@ -95,17 +95,7 @@ func rivalView(r pxe.Rival) api.Rival {
 		}
 	}
 	for _, b := range r.Boots {
-		s := b.File
-		if s == "" {
-			s = "a boot menu"
-		}
-		if b.Server != "" {
-			s += " from " + b.Server
-		}
-		if b.For != "" {
-			s += " to " + b.For
-		}
-		v.Boots = append(v.Boots, s)
+		v.Boots = append(v.Boots, b.String())
 	}
 	return v
 }
