@@ -7,6 +7,7 @@ package images
 import (
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -54,15 +55,47 @@ func (d *Digest) UnmarshalText(b []byte) error {
 // Manifest describes one image. The SHA-256 of its JSON, as it was signed,
 // names the image everywhere.
 type Manifest struct {
-	Name    string    `json:"name"`    // ai-node
-	Created time.Time `json:"created"` //
-	Key     string    `json:"key"`     // content key of the recipe it was built from
-	Size    int64     `json:"size"`    // of the disk image, bytes
-	Blob    Digest    `json:"blob"`    // of the compressed file
+	Name    string    `json:"name"`              // of the recipe: ai-node
+	Variant string    `json:"variant,omitempty"` // of the recipe: r535
+	Arch    string    `json:"arch"`              // GOARCH word: amd64
+	Created time.Time `json:"created"`           // of what it was built from, so that two builds agree
+	Key     string    `json:"key"`               // content key of the recipe it was built from
+	Size    int64     `json:"size"`              // of the disk image, bytes
+	Blob    Digest    `json:"blob"`              // of the compressed file
 	BlobLen int64     `json:"blobLen"`
-	Root    string    `json:"root"`   // UUID of the root filesystem
-	Kernel  string    `json:"kernel"` // release, for example 6.1.0-56-amd64
-	Chunks  []Chunk   `json:"chunks"`
+	Root    string    `json:"root"`             // UUID of the root filesystem
+	Kernel  string    `json:"kernel"`           // release, for example 6.1.0-56-amd64
+	Driver  *Driver   `json:"driver,omitempty"` // of its GPUs; nil for an image without one
+
+	// Documents about the image, blobs of the store that are not written to
+	// disks: a bill of materials (SPDX) and what was built by whom from what.
+	SBOM       Digest `json:"sbom,omitzero"`
+	Provenance Digest `json:"provenance,omitzero"`
+
+	Chunks []Chunk `json:"chunks"`
+}
+
+// Title is the name in lists and in the store: the variants of one recipe are
+// images of their own.
+func (m Manifest) Title() string {
+	if m.Variant == "" {
+		return m.Name
+	}
+	return m.Name + "." + m.Variant
+}
+
+// Driver is the NVIDIA driver in an image. Its branch and kind of modules
+// decide which cards it runs.
+type Driver struct {
+	Version string `json:"version"` // 535.309.01
+	Modules string `json:"modules"` // open (Turing and newer) or proprietary
+	CUDA    string `json:"cuda"`    // the newest CUDA it runs: 12.2
+}
+
+// Branch is the first part of the version: 535.
+func (d Driver) Branch() string {
+	b, _, _ := strings.Cut(d.Version, ".")
+	return b
 }
 
 // Chunk is Length bytes of the disk image at Offset. The frame of a zero chunk

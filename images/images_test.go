@@ -39,7 +39,7 @@ func key(seed byte) (ed25519.PublicKey, ed25519.PrivateKey) {
 
 func described() Manifest {
 	return Manifest{
-		Name: "ai-node", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
+		Name: "ai-node", Arch: "amd64", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
 		Root: "0f0e0d0c-0b0a-0908-0706-050403020100", Kernel: "6.1.0-56-amd64",
 	}
 }
@@ -151,6 +151,10 @@ func TestValidateRefuses(t *testing.T) {
 		"path as name":         func(m *Manifest) { m.Name = "../x" },
 		"no name":              func(m *Manifest) { m.Name = "" },
 		"root that injects":    func(m *Manifest) { m.Root = "x init=/bin/sh" },
+		"no architecture":      func(m *Manifest) { m.Arch = "" },
+		"path as variant":      func(m *Manifest) { m.Variant = "../r535" },
+		"driver's version":     func(m *Manifest) { m.Driver = &Driver{Version: "535; rm", Modules: "open", CUDA: "12.2"} },
+		"driver's modules":     func(m *Manifest) { m.Driver = &Driver{Version: "535.309.01", Modules: "any", CUDA: "12.2"} },
 		"kernel that injects":  func(m *Manifest) { m.Kernel = "a b" },
 		"negative size":        func(m *Manifest) { m.Size = -m.Size },
 		"huge size":            func(m *Manifest) { m.Size = 1 << 60 },

@@ -20,6 +20,9 @@ var (
 	nameForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 	keyForm    = regexp.MustCompile(`^[0-9a-f]{0,64}$`)
 	uuidForm   = regexp.MustCompile(`^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})?$`)
+	archForm   = regexp.MustCompile(`^(amd64|arm64)$`)
+	driverForm = regexp.MustCompile(`^[0-9]{3,4}(\.[0-9]{1,4}){1,2}$`)
+	cudaForm   = regexp.MustCompile(`^[0-9]{1,2}\.[0-9]{1,2}$`)
 	kernelForm = regexp.MustCompile(`^[0-9A-Za-z.+~_-]{0,64}$`)
 )
 
@@ -35,12 +38,20 @@ func (m Manifest) Validate() error {
 	switch {
 	case !nameForm.MatchString(m.Name):
 		return bad("name %q: want small letters, digits, dots and dashes", m.Name)
+	case m.Variant != "" && !nameForm.MatchString(m.Variant) || len(m.Title()) > 64:
+		return bad("variant %q of %s: want small letters, digits, dots and dashes, 64 with the name", m.Variant, m.Name)
+	case !archForm.MatchString(m.Arch):
+		return bad("architecture %q: want amd64 or arm64", m.Arch)
 	case !keyForm.MatchString(m.Key):
 		return bad("key %q", m.Key)
 	case !uuidForm.MatchString(m.Root):
 		return bad("root %q is not a UUID", m.Root)
 	case !kernelForm.MatchString(m.Kernel):
 		return bad("kernel %q", m.Kernel)
+	case m.Driver != nil && !(driverForm.MatchString(m.Driver.Version) && cudaForm.MatchString(m.Driver.CUDA)):
+		return bad("driver %q for CUDA %q", m.Driver.Version, m.Driver.CUDA)
+	case m.Driver != nil && m.Driver.Modules != "open" && m.Driver.Modules != "proprietary":
+		return bad("driver modules %q: want open or proprietary", m.Driver.Modules)
 	case m.Size < minSize || m.Size > maxSize || m.Size%blockSize != 0:
 		return bad("size %d", m.Size)
 	case m.Blob.IsZero() || m.BlobLen <= 0 || m.BlobLen > maxSize:

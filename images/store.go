@@ -20,9 +20,9 @@ import (
 
 // Store is a folder of images, addressed by content:
 //
-//	blobs/DIGEST      compressed images
+//	blobs/DIGEST      compressed images, and documents about them
 //	manifests/DIGEST  signed manifests
-//	names/NAME        the digest a name (channel) stands for
+//	names/TITLE       the digest a name stands for
 //
 // A file under its final name is complete: everything is written beside, synced
 // and renamed. Processes may share the folder.
@@ -55,7 +55,7 @@ func OpenStore(dir string) (*Store, error) {
 func (s *Store) blob(d Digest) string     { return filepath.Join(s.dir, "blobs", d.String()) }
 func (s *Store) manifest(d Digest) string { return filepath.Join(s.dir, "manifests", d.String()) }
 
-// Put stores a signed manifest and its blob, and gives the image the name in
+// Put stores a signed manifest and its blob, and gives the image the title of
 // the manifest. The blob is refused unless it is what the manifest says; nil
 // stands for a blob that is already there.
 func (s *Store) Put(envelope []byte, blob io.Reader) (Digest, error) {
@@ -84,11 +84,11 @@ func (s *Store) Put(envelope []byte, blob io.Reader) (Digest, error) {
 	if err := s.write(s.manifest(d), envelope); err != nil {
 		return Digest{}, err
 	}
-	return d, s.Name(m.Name, d)
+	return d, s.Name(m.Title(), d)
 }
 
 // Add compresses a raw disk image into the store, signs it and names it. m
-// says what the bytes do not: Name, Created, Key, Root, Kernel.
+// says what the bytes do not: Name, Arch, Created, Key, Root, Kernel and so on.
 func (s *Store) Add(ctx context.Context, m Manifest, raw io.ReaderAt, size int64, key ed25519.PrivateKey, progress func(done int64)) (Digest, error) {
 	f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "blob-*")
 	if err != nil {
@@ -109,6 +109,38 @@ func (s *Store) Add(ctx context.Context, m Manifest, raw io.ReaderAt, size int64
 		return Digest{}, err
 	}
 	return s.Put(envelope, nil)
+}
+
+// MaxDocument is the longest document about an image that is stored or read.
+const MaxDocument = 64 << 20
+
+// PutDocument stores a document that a manifest will name: SBOM, Provenance.
+func (s *Store) PutDocument(b []byte) (Digest, error) {
+	if len(b) > MaxDocument {
+		return Digest{}, fmt.Errorf("image store: a document of %d bytes, more than %d", len(b), MaxDocument)
+	}
+	d := Digest(sha256.Sum256(b))
+	return d, s.write(s.blob(d), b)
+}
+
+// Document returns a document that a manifest names, verified.
+func (s *Store) Document(d Digest) ([]byte, error) {
+	f, err := os.Open(s.blob(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("document %s: %w", d.Short(), ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, MaxDocument+1))
+	if err != nil {
+		return nil, fmt.Errorf("document %s: %w", d.Short(), err)
+	}
+	if Digest(sha256.Sum256(b)) != d {
+		return nil, fmt.Errorf("document %s: the stored file is damaged", d.Short())
+	}
+	return b, nil
 }
 
 // Resign replaces the signature of an image, whose digest stays.

@@ -51,6 +51,20 @@ func TestStore(t *testing.T) {
 		t.Error(err)
 	}
 
+	doc, err := s.PutDocument([]byte("bill of materials"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Document(doc); err != nil || string(b) != "bill of materials" {
+		t.Errorf("document: %q, %v", b, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "blobs", doc.String()), []byte("another"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Document(doc); err == nil {
+		t.Error("a damaged document was returned")
+	}
+
 	// Another site's key: the same image, signed again.
 	pub2, priv2 := key(2)
 	if err := s.Resign(d, priv2); err != nil {

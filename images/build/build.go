@@ -166,7 +166,7 @@ func (b *builder) built(key string) (images.Digest, Info, bool) {
 			return none()
 		}
 	}
-	if err := b.Out.Name(m.Name, d); err != nil {
+	if err := b.Out.Name(m.Title(), d); err != nil {
 		return none()
 	}
 	b.tell("image", 1, "cached "+d.Short())
@@ -214,7 +214,7 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 	defer f.Close()
 	b.tell("compress", 0, "compressing and signing")
 	d, err := b.Out.Add(ctx, images.Manifest{
-		Name: b.Recipe.Name, Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
+		Name: b.Recipe.Name, Arch: "amd64", Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
 	}, f, size, b.Key, func(done int64) { b.tell("compress", float64(done)/float64(size), "compressing and signing") })
 	if err != nil {
 		return fail(err)

@@ -53,7 +53,7 @@ func newSite(t testing.TB, chunks int) *site {
 	}
 	priv := ed25519.NewKeyFromSeed(make([]byte, 32))
 	s.key = priv.Public().(ed25519.PublicKey)
-	s.d, err = store.Add(t.Context(), images.Manifest{Name: "test", Created: time.Unix(1, 0).UTC()},
+	s.d, err = store.Add(t.Context(), images.Manifest{Name: "test", Arch: "amd64", Created: time.Unix(1, 0).UTC()},
 		bytes.NewReader(s.raw), int64(len(s.raw)), priv, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -312,7 +312,7 @@ func imageStore(ctx context.Context, dir string) (*images.Store, error) {
 		return s, nil
 	}
 	raw := bytes.Repeat([]byte("smelt"), 1<<20/5+1)[:1<<20]
-	_, err = s.Add(ctx, images.Manifest{Name: "ai-node", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
+	_, err = s.Add(ctx, images.Manifest{Name: "ai-node", Arch: "amd64", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
 		Root: "0f0e0d0c-0b0a-0908-0706-050403020100", Kernel: "6.1.0-56-amd64"}, bytes.NewReader(raw), int64(len(raw)), siteKey(), nil)
 	return s, err
 }

@@ -60,7 +60,7 @@ func run(dir string, size, data int64, rounds int) (err error) {
 	}
 	defer f.Close()
 	began := time.Now()
-	d, err := store.Add(ctx, images.Manifest{Name: "bench", Created: began.UTC()}, f, size,
+	d, err := store.Add(ctx, images.Manifest{Name: "bench", Arch: "amd64", Created: began.UTC()}, f, size,
 		ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), nil)
 	if err != nil {
 		return err
