@@ -53,6 +53,8 @@ type Options struct {
 	// Patience is how long nothing may arrive before Write gives up. 0 is five
 	// minutes: a controller that restarts must not fail a hall of machines.
 	Patience time.Duration
+	// Source, if not nil, is asked for chunks before they are fetched.
+	Source Source
 }
 
 // Progress is where Write is.
@@ -94,6 +96,7 @@ type writer struct {
 	told   time.Time
 	heard  time.Time // when bytes last arrived
 	result Result
+	kept   map[int][]byte // what the source brought before its time
 }
 
 // Write makes the disk at path begin with the image. path must exist and be
@@ -144,6 +147,9 @@ func (w *writer) run(ctx context.Context) error {
 	// The last chunk may hold a backup table at the very end of the disk, the
 	// first holds the primary: they come after the rest is on the medium.
 	last := len(w.m.Chunks) - 1
+	if err := w.fromSource(ctx); err != nil {
+		return err
+	}
 	if err := w.chunks(ctx, w.tasks(1, last)); err != nil {
 		return err
 	}
@@ -237,6 +243,9 @@ func (w *writer) chunks(ctx context.Context, ts []task) error {
 			}
 			return nil
 		}
+		if w.isDone(t.from) {
+			return nil // the source brought it
+		}
 		if w.o.Done.Has(t.from) {
 			b := buf.all[:c.Length]
 			// A read error is no reason to stop: writing may mend the sector.
@@ -314,6 +323,9 @@ func (b *buffers) close() { b.dec.Close() }
 // get leaves chunk i, verified, in buf.raw. This is the one place that tries
 // again.
 func (w *writer) get(ctx context.Context, i int, buf *buffers) error {
+	if w.fromKept(i, buf) {
+		return nil
+	}
 	wait := 250 * time.Millisecond
 	wrong := 0
 	for {
@@ -370,11 +382,7 @@ func (w *writer) try(ctx context.Context, i int, buf *buffers) error {
 	if n != c.BlobLen {
 		return fmt.Errorf("%d of %d bytes: %w", n, c.BlobLen, io.ErrUnexpectedEOF)
 	}
-	w.mu.Lock()
-	w.heard = time.Now()
-	w.result.Fetched += n
-	w.at.Fetched += n
-	w.mu.Unlock()
+	w.arrived(n)
 	raw, err := buf.dec.DecodeAll(buf.frame.Bytes(), buf.all[:0])
 	if err != nil {
 		return fmt.Errorf("%w: %v", ErrCorrupt, err)
@@ -384,6 +392,15 @@ func (w *writer) try(ctx context.Context, i int, buf *buffers) error {
 	}
 	buf.raw = raw
 	return nil
+}
+
+// arrived notes that n bytes came over the network.
+func (w *writer) arrived(n int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heard = time.Now()
+	w.result.Fetched += n
+	w.at.Fetched += n
 }
 
 // cause prefers why we gave up to "context canceled".
@@ -455,6 +472,12 @@ func (w *writer) stage(name string, total int64) {
 	defer w.mu.Unlock()
 	w.at.Stage, w.at.Done, w.at.Total = name, 0, total
 	w.tell(true)
+}
+
+func (w *writer) isDone(i int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.done.Has(i)
 }
 
 // finished notes that chunk i is on the disk.
