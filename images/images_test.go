@@ -138,6 +138,44 @@ func TestOpen(t *testing.T) {
 	}
 }
 
+func TestSigners(t *testing.T) {
+	m, _ := valid(t, 1)
+	pub1, priv1 := key(1)
+	pub2, priv2 := key(2)
+	pub3, priv3 := key(3)
+	two := Signers{Keys: []ed25519.PublicKey{pub1, pub2, pub2}, Threshold: 2}
+	one := must(Sign(m, priv1))
+	for name, tt := range map[string]struct {
+		b    []byte
+		good bool
+	}{
+		"one of two":             {one, false},
+		"the same key twice":     {must(merge(one, must(json.Marshal(func() (e envelope) { e, _ = decodeEnvelope(one); e.Signatures[0].KeyID = "x"; return }())))), false},
+		"a stranger as second":   {must(cosign(one, priv3)), false},
+		"both":                   {must(cosign(one, priv2)), true},
+		"both, and a stranger":   {must(cosign(must(cosign(one, priv3)), priv2)), true},
+		"a key that stands once": {must(cosign(must(Sign(m, priv2)), priv2)), false},
+	} {
+		if _, d, err := two.Open(tt.b); (err == nil) != tt.good || err != nil && (!errors.Is(err, ErrUnsigned) || !d.IsZero()) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// One signer's bytes listed twice are still one signer.
+	e, err := decodeEnvelope(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Signatures = append(e.Signatures, e.Signatures[0])
+	if _, _, err := two.Open(must(json.Marshal(e))); !errors.Is(err, ErrUnsigned) {
+		t.Errorf("one signature twice: %v", err)
+	}
+	for _, s := range []Signers{{Threshold: 1}, {Keys: []ed25519.PublicKey{pub3}, Threshold: 2}, {Keys: []ed25519.PublicKey{pub3[:31]}}} {
+		if s.Check() == nil {
+			t.Errorf("%+v passes", s)
+		}
+	}
+}
+
 func must(b []byte, err error) []byte {
 	if err != nil {
 		panic(err)

@@ -81,6 +81,12 @@ func (s *Store) Put(envelope []byte, blob io.Reader) (Digest, error) {
 	} else if i, err := os.Stat(s.blob(m.Blob)); err != nil || i.Size() != m.BlobLen {
 		return Digest{}, fmt.Errorf("image store: blob of %s: %w", d.Short(), ErrNotFound)
 	}
+	// Built again, an image keeps the signatures it was given.
+	if old, err := os.ReadFile(s.manifest(d)); err == nil {
+		if envelope, err = merge(envelope, old); err != nil {
+			return Digest{}, err
+		}
+	}
 	if err := s.write(s.manifest(d), envelope); err != nil {
 		return Digest{}, err
 	}
@@ -159,7 +165,19 @@ func (s *Store) Resign(d Digest, key ed25519.PrivateKey) error {
 	return s.write(s.manifest(d), b)
 }
 
-// Name makes name, a channel such as stable, stand for an image in the store.
+// Cosign adds the signature of key to those that an image has.
+func (s *Store) Cosign(d Digest, key ed25519.PrivateKey) error {
+	b, err := s.Envelope(d)
+	if err != nil {
+		return err
+	}
+	if b, err = cosign(b, key); err != nil {
+		return err
+	}
+	return s.write(s.manifest(d), b)
+}
+
+// Name makes name stand for an image in the store.
 func (s *Store) Name(name string, d Digest) error {
 	if !nameForm.MatchString(name) {
 		return fmt.Errorf("image name %q: want small letters, digits, dots and dashes", name)
@@ -324,16 +342,19 @@ func (s *Store) digests() ([]Digest, error) {
 }
 
 // Handler serves GET and HEAD of /manifest/DIGEST and /blob/DIGEST, with
-// ranges. Nothing under such a URL ever changes, and nothing is secret, so any
-// cache on the way may keep it.
+// ranges. Nothing under a blob's URL ever changes, and nothing is secret, so any
+// cache on the way may keep it. An image's manifest does not change either, but
+// who signed it may: after a key was changed, a cache must not bring back what
+// no node takes any more.
 func (s *Store) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /manifest/{digest}", s.serve(s.manifest, "application/vnd.dsse.envelope.v1+json"))
-	mux.HandleFunc("GET /blob/{digest}", s.serve(s.blob, "application/zstd"))
+	mux.HandleFunc("GET /manifest/{digest}", s.serve(s.manifest, "application/vnd.dsse.envelope.v1+json", ""))
+	mux.HandleFunc("GET /blob/{digest}", s.serve(s.blob, "application/zstd", "public, max-age=31536000, immutable, no-transform"))
 	return mux
 }
 
-func (s *Store) serve(path func(Digest) string, contentType string) http.HandlerFunc {
+// serve answers with a file; without a rule for caches they ask each time.
+func (s *Store) serve(path func(Digest) string, contentType, caches string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		// A digest is the only part of the path that reaches the file system.
 		d, err := ParseDigest(r.PathValue("digest"))
@@ -349,8 +370,22 @@ func (s *Store) serve(path func(Digest) string, contentType string) http.Handler
 		defer f.Close()
 		h := w.Header()
 		h.Set("Content-Type", contentType)
-		h.Set("ETag", `"`+d.String()+`"`)
-		h.Set("Cache-Control", "public, max-age=31536000, immutable, no-transform")
+		if caches != "" {
+			h.Set("ETag", `"`+d.String()+`"`)
+			h.Set("Cache-Control", caches)
+			http.ServeContent(w, r, "", time.Time{}, f)
+			return
+		}
+		sum := sha256.New()
+		if _, err = io.Copy(sum, f); err == nil {
+			_, err = f.Seek(0, io.SeekStart)
+		}
+		if err != nil {
+			http.Error(w, "cannot read "+d.Short(), http.StatusInternalServerError)
+			return
+		}
+		h.Set("ETag", `"`+Digest(sum.Sum(nil)).String()+`"`)
+		h.Set("Cache-Control", "no-cache, no-transform")
 		http.ServeContent(w, r, "", time.Time{}, f)
 	}
 }

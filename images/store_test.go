@@ -2,6 +2,7 @@ package images
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"io"
 	"net/http"
@@ -75,6 +76,23 @@ func TestStore(t *testing.T) {
 		t.Errorf("signed again: %v, %v", got, err)
 	}
 
+	// A release key beside it; the image is built again, and keeps both.
+	pub3, priv3 := key(3)
+	if err := s.Cosign(d, priv3); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Manifest(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(must(Sign(m, priv2)), nil); err != nil {
+		t.Fatal(err)
+	}
+	b, _ = s.Envelope(d)
+	if _, got, err := (Signers{Keys: []ed25519.PublicKey{pub2, pub3}, Threshold: 2}).Open(b); err != nil || got != d {
+		t.Errorf("signed by two: %v, %v", got, err)
+	}
+
 	list, err := s.List()
 	if err != nil || len(list) != 1 || strings.Join(list[0].Names, " ") != "ai-node stable" {
 		t.Errorf("list: %+v, %v", list, err)
@@ -83,7 +101,6 @@ func TestStore(t *testing.T) {
 		t.Errorf("%d files left behind", len(left))
 	}
 
-	m, _ := s.Manifest(d)
 	if err := os.WriteFile(s.blob(m.Blob), []byte("damage"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -167,6 +184,16 @@ func TestHandler(t *testing.T) {
 	}
 	if resp, b := do("GET", "/images/manifest/"+d.String(), ""); resp.StatusCode != 200 || !bytes.Contains(b, []byte("payload")) {
 		t.Errorf("manifest: %s", resp.Status)
+	}
+	// A cache must not answer with signatures that were replaced.
+	before, _ := do("GET", "/images/manifest/"+d.String(), "")
+	_, again := key(2)
+	if err := s.Resign(d, again); err != nil {
+		t.Fatal(err)
+	}
+	after, _ := do("GET", "/images/manifest/"+d.String(), "")
+	if before.Header.Get("ETag") == after.Header.Get("ETag") || !strings.Contains(after.Header.Get("Cache-Control"), "no-cache") {
+		t.Errorf("manifest after signing again: %v, before: %v", after.Header, before.Header)
 	}
 	for _, p := range []string{
 		"/images/blob/" + d.String(), "/images/manifest/" + m.Blob.String(), "/images/manifest/ai-node",

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"smelt/images"
 	"smelt/internal/agent"
 	"smelt/internal/initramfs"
 	"smelt/internal/inspect"
@@ -109,18 +110,18 @@ func ram(log *slog.Logger) (int, error) {
 		}
 	}
 	a, err := agent.New(agent.Config{
-		Version:   version,
-		Mode:      agent.Mode(cmd.Mode),
-		Server:    cmd.Server,
-		Pin:       trust.Pin,
-		SiteKey:   trust.SiteKey,
-		ImageKeys: keys(trust.ImageKeys),
-		Nonce:     cmd.Nonce,
-		StateDir:  "/run/smelt",
-		System:    inspect.System{PermanentMAC: inspect.PermanentMAC},
-		Seal:      devices.Seal,
-		Unseal:    devices.Unseal,
-		Log:       log,
+		Version:  version,
+		Mode:     agent.Mode(cmd.Mode),
+		Server:   cmd.Server,
+		Pin:      trust.Pin,
+		SiteKey:  trust.SiteKey,
+		Images:   images.Signers{Keys: keys(trust.ImageKeys), Threshold: trust.ImageThreshold},
+		Nonce:    cmd.Nonce,
+		StateDir: "/run/smelt",
+		System:   inspect.System{PermanentMAC: inspect.PermanentMAC},
+		Seal:     devices.Seal,
+		Unseal:   devices.Unseal,
+		Log:      log,
 	})
 	if err != nil {
 		return 1, err
@@ -171,6 +172,7 @@ func installed(log *slog.Logger) error {
 		SiteKey:   h.SiteKey,
 		Handoff:   &h.Handoff,
 		ImageBase: h.Base,
+		Images:    h.Images,
 		StateDir:  stateDir,
 		System:    inspect.System{PermanentMAC: inspect.PermanentMAC},
 		GPUHelper: helper,

@@ -2,7 +2,6 @@ package disk
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -52,9 +51,9 @@ func HTTP(client *http.Client, url string) Fetch {
 	}
 }
 
-// Manifest fetches BASE/manifest/DIGEST and verifies that one of keys signed
+// Manifest fetches BASE/manifest/DIGEST and verifies that enough of signers signed
 // it and that it is the one asked for.
-func Manifest(ctx context.Context, client *http.Client, base string, want images.Digest, keys ...ed25519.PublicKey) (images.Manifest, error) {
+func Manifest(ctx context.Context, client *http.Client, base string, want images.Digest, signers images.Signers) (images.Manifest, error) {
 	fail := func(err error) (images.Manifest, error) {
 		return images.Manifest{}, fmt.Errorf("manifest of image %s: %w", want.Short(), err)
 	}
@@ -74,7 +73,7 @@ func Manifest(ctx context.Context, client *http.Client, base string, want images
 	if err != nil {
 		return fail(err)
 	}
-	m, got, err := images.Open(b, keys...)
+	m, got, err := signers.Open(b)
 	if err != nil {
 		return fail(err)
 	}

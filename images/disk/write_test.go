@@ -165,14 +165,15 @@ func TestManifestFetch(t *testing.T) {
 	s := newSite(t, 2)
 	client := &http.Client{}
 	defer client.CloseIdleConnections()
-	if m, err := Manifest(t.Context(), client, s.base, s.d, s.key); err != nil || m.Blob != s.m.Blob {
+	signers := images.Signers{Keys: []ed25519.PublicKey{s.key}}
+	if m, err := Manifest(t.Context(), client, s.base, s.d, signers); err != nil || m.Blob != s.m.Blob {
 		t.Fatalf("%+v, %v", m, err)
 	}
 	other := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{9}, 32)).Public().(ed25519.PublicKey)
-	if _, err := Manifest(t.Context(), client, s.base, s.d, other); !errors.Is(err, images.ErrUnsigned) {
+	if _, err := Manifest(t.Context(), client, s.base, s.d, images.Signers{Keys: []ed25519.PublicKey{other}}); !errors.Is(err, images.ErrUnsigned) {
 		t.Errorf("another's key: %v", err)
 	}
-	if _, err := Manifest(t.Context(), client, s.base, images.Digest{1}, s.key); err == nil {
+	if _, err := Manifest(t.Context(), client, s.base, images.Digest{1}, signers); err == nil {
 		t.Error("a manifest that is not there was found")
 	}
 	// A server that answers with another signed image.
@@ -180,7 +181,7 @@ func TestManifestFetch(t *testing.T) {
 		r.URL.Path = "/manifest/" + s.d.String()
 		next.ServeHTTP(w, r)
 	})
-	if _, err := Manifest(t.Context(), client, s.base, images.Digest{1}, s.key); err == nil {
+	if _, err := Manifest(t.Context(), client, s.base, images.Digest{1}, signers); err == nil {
 		t.Error("another image was taken for the one asked for")
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"smelt/images"
 	"smelt/internal/api"
 	"smelt/internal/inspect"
 	"smelt/inventory"
@@ -41,16 +42,16 @@ const (
 
 // Config is what an Agent starts with.
 type Config struct {
-	Version   string
-	Mode      Mode
-	Server    string // https URL
-	Pin       string // SHA-256 of the server's SPKI, hexadecimal
-	SiteKey   ed25519.PublicKey
-	ImageKeys []ed25519.PublicKey // SiteKey when empty
-	Nonce     string              // RAM system
-	Handoff   *api.Handoff        // installed system
-	StateDir  string              // /run/smelt or /var/lib/smelt
-	System    inspect.System
+	Version  string
+	Mode     Mode
+	Server   string // https URL
+	Pin      string // SHA-256 of the server's SPKI, hexadecimal
+	SiteKey  ed25519.PublicKey
+	Images   images.Signers // of what is written; SiteKey alone when empty
+	Nonce    string         // RAM system
+	Handoff  *api.Handoff   // installed system
+	StateDir string         // /run/smelt or /var/lib/smelt
+	System   inspect.System
 	// Seal and Unseal set a disk read-only in the kernel and lift that, for one
 	// disk at a time; nil where disks are not sealed.
 	Seal, Unseal func(disk string) error
@@ -115,8 +116,11 @@ func New(c Config) (*Agent, error) {
 	if len(c.SiteKey) != ed25519.PublicKeySize {
 		return nil, errors.New("agent: no site key")
 	}
-	if len(c.ImageKeys) == 0 {
-		c.ImageKeys = []ed25519.PublicKey{c.SiteKey}
+	if len(c.Images.Keys) == 0 {
+		c.Images.Keys = []ed25519.PublicKey{c.SiteKey}
+	}
+	if err := c.Images.Check(); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
 	}
 	if c.Seal == nil || c.Unseal == nil {
 		c.Seal = func(string) error { return nil }

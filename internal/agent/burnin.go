@@ -280,7 +280,7 @@ func (a *Agent) fetcher(ctx context.Context) func(context.Context, int) (int64, 
 	if a.c.ImageBase == "" {
 		return nil
 	}
-	f, err := newChunks(ctx, &http.Client{}, a.c.ImageBase, a.c.Handoff.Image, a.c.ImageKeys)
+	f, err := newChunks(ctx, &http.Client{}, a.c.ImageBase, a.c.Handoff.Image, a.c.Images)
 	if err != nil {
 		a.log.Warn("network check without an image", "err", err)
 		return nil

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -18,12 +17,12 @@ import (
 
 // newChunks returns a function that fetches the i-th chunk of an image (any i)
 // as it travels, verifies it, and returns how many bytes travelled.
-func newChunks(ctx context.Context, client *http.Client, base, digest string, keys []ed25519.PublicKey) (func(context.Context, int) (int64, error), error) {
+func newChunks(ctx context.Context, client *http.Client, base, digest string, signers images.Signers) (func(context.Context, int) (int64, error), error) {
 	want, err := images.ParseDigest(digest)
 	if err != nil {
 		return nil, err
 	}
-	m, err := disk.Manifest(ctx, client, base, want, keys...)
+	m, err := disk.Manifest(ctx, client, base, want, signers)
 	if err != nil {
 		return nil, err
 	}

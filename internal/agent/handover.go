@@ -27,7 +27,8 @@ const (
 // Handed is agent.json: what the agent of the installed system starts with.
 type Handed struct {
 	api.Handoff
-	Base string `json:"base,omitempty"` // image store, for the network check
+	Base   string         `json:"base,omitempty"`  // image store, for the network check
+	Images images.Signers `json:"images,omitzero"` // whom its RAM system trusted
 }
 
 // ReadHandoff reads what the RAM system left.
@@ -78,7 +79,7 @@ func (a *Agent) handOver(ctx context.Context, h *held, m images.Manifest, w *api
 	if err := unix.Mount(part, dir, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount %s: %v", part, err)
 	}
-	err = fill(dir, part, w)
+	err = a.fill(dir, part, w)
 	unix.Sync()
 	if e := unix.Unmount(dir, 0); e != nil {
 		err = errors.Join(err, fmt.Errorf("unmount %s: %v", part, e))
@@ -86,7 +87,7 @@ func (a *Agent) handOver(ctx context.Context, h *held, m images.Manifest, w *api
 	return errors.Join(err, h.f.Sync())
 }
 
-func fill(dir, part string, w *api.ImageOrder) error {
+func (a *Agent) fill(dir, part string, w *api.ImageOrder) error {
 	if err := disk.GrowFilesystem(dir, part); err != nil {
 		return err
 	}
@@ -95,7 +96,7 @@ func fill(dir, part string, w *api.ImageOrder) error {
 		return err
 	}
 	defer root.Close()
-	b, err := json.Marshal(Handed{w.Handoff, w.Base})
+	b, err := json.Marshal(Handed{w.Handoff, w.Base, a.c.Images})
 	if err != nil {
 		return err
 	}

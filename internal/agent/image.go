@@ -33,7 +33,7 @@ func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
 	var m images.Manifest
 	client := &http.Client{} // plain HTTP is enough: every byte is verified
 	if err := retry(ctx, 5, func() error {
-		m, err = disk.Manifest(ctx, client, w.Base, want, a.c.ImageKeys...)
+		m, err = disk.Manifest(ctx, client, w.Base, want, a.c.Images)
 		return err
 	}, func(err error) bool {
 		return errors.Is(err, images.ErrUnsigned) || errors.Is(err, images.ErrEnvelope) || errors.Is(err, images.ErrManifest)

@@ -45,6 +45,9 @@ type Trust struct {
 	SiteKey   []byte   `json:"siteKey"`             // ed25519: permits
 	Pin       string   `json:"pin"`                 // SHA-256 of the server's SPKI, hexadecimal
 	ImageKeys [][]byte `json:"imageKeys,omitempty"` // ed25519: image manifests; SiteKey when empty
+
+	// ImageThreshold is how many of ImageKeys must have signed; 0 stands for 1.
+	ImageThreshold int `json:"imageThreshold,omitempty"`
 }
 
 // Check tells what is wrong with t.
@@ -59,6 +62,9 @@ func (t Trust) Check() error {
 		if len(k) != ed25519.PublicKeySize {
 			return fmt.Errorf("trust: image key %d has %d bytes, want %d", i, len(k), ed25519.PublicKeySize)
 		}
+	}
+	if t.ImageThreshold < 0 || t.ImageThreshold > len(t.ImageKeys) {
+		return fmt.Errorf("trust: %d of %d image keys must sign", t.ImageThreshold, len(t.ImageKeys))
 	}
 	return nil
 }

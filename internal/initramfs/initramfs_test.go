@@ -227,7 +227,7 @@ func TestErrors(t *testing.T) {
 	if err := Overlay(io.Discard, agent, trust()); err == nil {
 		t.Error("a script became /init")
 	}
-	for _, bad := range []Trust{{}, {SiteKey: make([]byte, 32), Pin: "ab"}, {SiteKey: make([]byte, 31), Pin: strings.Repeat("ab", 32)}, {SiteKey: make([]byte, 32), Pin: strings.Repeat("ab", 32), ImageKeys: [][]byte{{1}}}} {
+	for _, bad := range []Trust{{}, {SiteKey: make([]byte, 32), Pin: "ab"}, {SiteKey: make([]byte, 31), Pin: strings.Repeat("ab", 32)}, {SiteKey: make([]byte, 32), Pin: strings.Repeat("ab", 32), ImageKeys: [][]byte{{1}}}, {SiteKey: make([]byte, 32), Pin: strings.Repeat("ab", 32), ImageThreshold: 1}} {
 		if err := Overlay(io.Discard, agent, bad); err == nil {
 			t.Errorf("trust %+v was taken", bad)
 		}
