@@ -15,7 +15,7 @@ import (
 )
 
 func newImageBuild(state *string) *cobra.Command {
-	var cache, bin string
+	var cache, bin, variant string
 	var sim bool
 	cmd := &cobra.Command{
 		Use:   "build RECIPE",
@@ -26,7 +26,7 @@ read-only to everything the recipe runs. What did not change is not built again.
 		Example: "  sudo smelt image build images/recipes/debian-12-lab.yaml",
 		Args:    exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			recipe, err := build.ParseRecipe(args[0])
+			recipe, err := recipeOf(args[0], variant)
 			if err != nil {
 				return err
 			}
@@ -58,15 +58,25 @@ read-only to everything the recipe runs. What did not change is not built again.
 				how = "nothing changed since it was built"
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "image %s %s: %s, kernel %s, %d MiB of data in %d MiB\n",
-				recipe.Name, digest.Short(), how, info.Kernel, info.Data>>20, info.Compressed>>20)
+				recipe.Title(), digest.Short(), how, info.Kernel, info.Data>>20, info.Compressed>>20)
 			fmt.Fprintln(cmd.OutOrStdout(), digest)
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&cache, "cache", ".cache", "folder for what can be made again")
 	cmd.Flags().StringVar(&bin, "bin", "", "folder with smelt-agent and smelt-gpu (default: where this program is)")
+	cmd.Flags().StringVar(&variant, "variant", "", "which of the recipe's images, where it has variants")
 	cmd.Flags().BoolVar(&sim, "sim", false, "add the simulated NVIDIA libraries, for a lab")
 	return cmd
+}
+
+// recipeOf reads the recipe of one image.
+func recipeOf(file, variant string) (build.Recipe, error) {
+	r, err := build.ParseRecipe(file)
+	if err != nil {
+		return r, err
+	}
+	return r.Image(variant)
 }
 
 // agentFiles are ours in every image.

@@ -9,14 +9,6 @@ import (
 	"time"
 )
 
-// DefaultSources are Debian's own, with security fixes. A site with a mirror
-// names it in the recipe.
-var DefaultSources = []string{
-	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main",
-	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-updates main",
-	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security bookworm-security main",
-}
-
 // listsAge is how long fetched package lists are believed.
 const listsAge = 6 * time.Hour
 
@@ -26,7 +18,7 @@ type apt struct{ dir string }
 
 // openApt writes the configuration of the apt for some sources, in cache. What the host says about the way to the
 // mirrors (proxies, certificates, clocks) holds here too; its hooks do not.
-func openApt(ctx context.Context, cache string, sources []string) (apt, error) {
+func openApt(ctx context.Context, cache string, sources []Source) (apt, error) {
 	dir := filepath.Join(cache, "apt-"+contentKey(sources)[:12])
 	a := apt{dir}
 	for _, d := range []string{"lists/partial", "archives/partial", "etc"} {
@@ -38,6 +30,11 @@ func openApt(ctx context.Context, cache string, sources []string) (apt, error) {
 	if err != nil {
 		return a, err
 	}
+	list, prefs := "", ""
+	for _, s := range sources {
+		list += strings.Join(s.lines(s.Key), "\n") + "\n"
+		prefs += s.preferences()
+	}
 	conf := fmt.Sprintf(`Dir "/";
 Dir::State %[1]q;
 Dir::State::lists "lists";
@@ -48,6 +45,8 @@ Dir::Etc %[2]q;
 Dir::Etc::sourcelist "sources.list";
 Dir::Etc::sourceparts "/dev/null";
 Dir::Etc::parts "/dev/null";
+Dir::Etc::preferences "preferences";
+Dir::Etc::preferencesparts "/dev/null";
 Dir::Etc::main "/dev/null";
 Dir::Etc::trustedparts "/dev/null";
 APT::Architecture "amd64";
@@ -56,7 +55,7 @@ APT::Sandbox::User "root";
 APT::Install-Recommends "false";
 %[3]s`, dir, filepath.Join(dir, "etc"), acquire)
 	for name, s := range map[string]string{
-		"apt.conf": conf, "status": "", "etc/sources.list": strings.Join(sources, "\n") + "\n",
+		"apt.conf": conf, "status": "", "etc/sources.list": list, "etc/preferences": prefs,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(s), 0o644); err != nil {
 			return a, err

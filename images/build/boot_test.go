@@ -221,7 +221,7 @@ func TestMissingPackage(t *testing.T) {
 	}
 	began := time.Now()
 	_, _, err = Build(t.Context(), Options{Recipe: r, Cache: cache, Out: store, Key: ed25519.NewKeyFromSeed(make([]byte, 32))})
-	if err == nil || !strings.Contains(err.Error(), "r.yaml:6: there is no package no-such-package-here in bookworm") {
+	if err == nil || !strings.Contains(err.Error(), "r.yaml:5: there is no package no-such-package-here in bookworm") {
 		t.Errorf("error is %v", err)
 	}
 	if took := time.Since(began); took > time.Minute {
@@ -239,7 +239,7 @@ func TestHookCannotEscape(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &builder{Options{Cache: work, Recipe: Recipe{
-		Name: "x", Suite: "bookworm", Sources: DefaultSources, Packages: []string{"dash"}, path: "r.yaml",
+		Name: "x", Suite: "bookworm", Sources: defaultSources("bookworm"), Packages: []string{"dash"}, path: "r.yaml",
 		Run: []string{"echo inside >" + escape, "exit 0"},
 	}}}
 	if err := b.mmdebstrap(t.Context(), work); err != nil {

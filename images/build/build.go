@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -62,7 +64,7 @@ func Build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	began := time.Now()
 	d, info, err := build(ctx, o)
 	if err != nil {
-		return images.Digest{}, Info{}, fmt.Errorf("image %s: %w", o.Recipe.Name, err)
+		return images.Digest{}, Info{}, fmt.Errorf("image %s: %w", o.Recipe.Title(), err)
 	}
 	info.Elapsed = time.Since(began)
 	return d, info, nil
@@ -71,6 +73,12 @@ func Build(ctx context.Context, o Options) (images.Digest, Info, error) {
 func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	if len(o.Key) != ed25519.PrivateKeySize {
 		return images.Digest{}, Info{}, errors.New("no key to sign it with")
+	}
+	if len(o.Recipe.images) > 0 {
+		return images.Digest{}, Info{}, errors.New("the recipe has variants: each is built for itself")
+	}
+	if o.Recipe.GPU != nil {
+		return images.Digest{}, Info{}, errors.New("the recipe has a driver, whose modules cannot be built yet")
 	}
 	key, err := Key(o.Recipe, o.Extra)
 	if err != nil {
@@ -113,6 +121,29 @@ func Key(r Recipe, extra []Extra) (string, error) {
 	}
 	slices.SortFunc(keys, func(a, b extraKey) int { return strings.Compare(a.Dest, b.Dest) })
 	return r.key(keys), nil
+}
+
+// builderVersion is part of every key: raise it when the builder makes
+// something else of the same recipe.
+const builderVersion = 2
+
+// packagesKey is the key of the stage that takes minutes.
+func (r Recipe) packagesKey() string {
+	return contentKey(builderVersion, r.Suite, r.Sources, r.Packages, r.Exclude, r.Include, r.Files, r.commands(), r.Remove)
+}
+
+// key is what an image follows from.
+func (r Recipe) key(extra []extraKey) string {
+	return contentKey(r.packagesKey(), r.Name, r.Variant, r.Cmdline, r.Free, extra)
+}
+
+func contentKey(parts ...any) string {
+	b, err := json.Marshal(parts)
+	if err != nil {
+		panic("build: key: " + err.Error())
+	}
+	d := sha256.Sum256(b)
+	return hex.EncodeToString(d[:])
 }
 
 type extraKey struct {
@@ -214,7 +245,7 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 	defer f.Close()
 	b.tell("compress", 0, "compressing and signing")
 	d, err := b.Out.Add(ctx, images.Manifest{
-		Name: b.Recipe.Name, Arch: "amd64", Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
+		Name: b.Recipe.Name, Variant: b.Recipe.Variant, Arch: b.Recipe.Arch, Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
 	}, f, size, b.Key, func(done int64) { b.tell("compress", float64(done)/float64(size), "compressing and signing") })
 	if err != nil {
 		return fail(err)

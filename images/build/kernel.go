@@ -55,7 +55,7 @@ func fetchKernel(ctx context.Context, cache, tmp string) error {
 		return err
 	}
 	defer unlock()
-	a, err := openApt(ctx, cache, DefaultSources)
+	a, err := openApt(ctx, cache, defaultSources("bookworm"))
 	if err != nil {
 		return err
 	}

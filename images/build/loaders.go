@@ -16,11 +16,7 @@ type LoaderFiles struct {
 
 // loaderSources are of Debian 13: the signed GRUB of Debian 12 is 2.06, with
 // all its updates, and has no module for HTTP; Secure Boot lets it load none.
-var loaderSources = []string{
-	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie main",
-	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian trixie-updates main",
-	"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security trixie-security main",
-}
+var loaderSources = defaultSources("trixie")
 
 // Loaders returns Debian's current loaders out of cache, fetching them the
 // first time. Remove cache/loaders to get newer ones: firmware refuses old ones

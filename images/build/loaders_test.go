@@ -22,7 +22,10 @@ func loadersCache(t *testing.T) string {
 func noMirror(t *testing.T) {
 	old := loaderSources
 	t.Cleanup(func() { loaderSources = old })
-	loaderSources = []string{"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://127.0.0.1:9/debian trixie main"}
+	loaderSources = defaultSources("trixie")
+	for i := range loaderSources {
+		loaderSources[i].URL = "http://127.0.0.1:9/debian"
+	}
 }
 
 func TestLoaders(t *testing.T) {

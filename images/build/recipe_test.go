@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestRecipesInTheTree(t *testing.T) {
@@ -28,29 +30,65 @@ const small = `name: x
 suite: bookworm
 packages:
   - systemd
-  - linux-image-amd64
 `
 
 func TestRecipeMistakes(t *testing.T) {
 	for _, tt := range []struct{ name, text, want string }{
-		{"unknown key", small + "pakages: [a]\n", "r.yaml: line 6: field pakages is not known: want name"},
-		{"unknown file key", small + "files:\n  - {path: /a, contents: x}\n", "line 7: field contents is not known: want path, mode or content"},
-		{"wrong type", small + "freeMiB: lots\n", "line 6: cannot unmarshal"},
-		{"duplicate key", small + "name: y\n", `line 6: mapping key "name" already defined`},
+		{"unknown key", small + "pakages: [a]\n", "r.yaml: line 5: field pakages is not known: want name"},
+		{"unknown file key", small + "files:\n  - {path: /a, contents: x}\n", "line 6: field contents is not known: want path, mode or content"},
+		{"wrong type", small + "freeMiB: lots\n", "line 5: cannot unmarshal"},
+		{"duplicate key", small + "name: y\n", `line 5: mapping key "name" already defined`},
 		{"no YAML", "name: [", "r.yaml: line 1"},
-		{"bad package", small + "  - Foo Bar\n", `r.yaml:6: package "Foo Bar": not a Debian package name`},
-		{"package option", small + "  - --allow-downgrades\n", "r.yaml:6"},
-		{"package twice", small + "  - systemd\n", "r.yaml:6: package systemd is named in line 4 already"},
-		{"relative file", small + "files:\n  - path: etc/x\n", "r.yaml:7: path \"etc/x\""},
-		{"file outside", small + "files:\n  - path: /../x\n", "r.yaml:7"},
-		{"setuid file", small + "files:\n  - {path: /x, mode: \"4755\"}\n", "r.yaml:7: mode"},
-		{"remove outside", small + "remove: [/a/../../etc]\n", "want an absolute path"},
-		{"two-line cmdline", small + "cmdline: \"a\\nb\"\n", "cmdline"},
-		{"bad name", strings.Replace(small, "name: x", "name: ../x", 1), "name \"../x\""},
-		{"other suite", strings.Replace(small, "bookworm", "trixie", 1), "no default sources"},
+		{"list for a word", small + "cluster: [slurm]\n", "line 5: want one word"},
+		{"bad package", small + "  - Foo Bar\n", `r.yaml:5: package "Foo Bar": not a package name`},
+		{"package option", small + "  - --allow-downgrades\n", "r.yaml:5"},
+		{"package twice", small + "  - systemd=252.*\n", "r.yaml:5: package systemd is named in line 4 already"},
+		{"package of the cluster", small + "  - slurmd\ncluster: slurm\n", "r.yaml:5: package slurmd is named in line 6 already"},
+		{"kernel among packages", small + "  - linux-image-amd64\n", "r.yaml:5: package linux-image-amd64: the kernel is named by kernel"},
+		{"cloud kernel", small + "kernel: linux-image-cloud-amd64\n", "r.yaml:5: kernel \"linux-image-cloud-amd64\""},
+		{"relative file", small + "files:\n  - path: etc/x\n", "r.yaml:6: path \"etc/x\""},
+		{"file outside", small + "files:\n  - path: /../x\n", "r.yaml:6"},
+		{"setuid file", small + "files:\n  - {path: /x, mode: \"4755\"}\n", "r.yaml:6: mode"},
+		{"remove outside", small + "remove: [/a/../../etc]\n", "r.yaml:5: path \"/a/../../etc\": want an absolute path"},
+		{"two-line cmdline", small + "cmdline: \"a\\nb\"\n", "r.yaml:5: cmdline"},
+		{"bad name", strings.Replace(small, "name: x", "name: ../x", 1), "r.yaml:1: name \"../x\""},
+		{"other suite", strings.Replace(small, "bookworm", "sarge", 1), "no default sources"},
+		{"wrong architecture", small + "arch: arm64\n", "r.yaml:5: arch arm64: the builder makes images for amd64 only"},
 		{"no packages", "name: x\nsuite: bookworm\n", "none are named"},
 		{"second document", small + "---\nname: y\n", "second document"},
-		{"bad source", small + "sources: [rm -rf /]\n", "no apt source line"},
+		{"budget below zero", small + "budgetMiB: -1\n", "budgetMiB -1"},
+		{"unknown cluster", small + "cluster: nomad\n", "r.yaml:5: cluster \"nomad\": want slurm, kubernetes or none"},
+
+		{"source as a line", small + "sources: [\"deb http://x y z\"]\n", "line 5: cannot unmarshal"},
+		{"source without url", small + "sources:\n  - {name: site}\n", "r.yaml:6: source site: it has no url"},
+		{"source twice", small + "sources:\n  - {name: debian}\n  - {name: debian}\n", "r.yaml:7: source debian is there already"},
+		{"source without key", small + "sources:\n  - {name: site, url: http://m/d, suites: [x], components: [main]}\n", "r.yaml:6: source site has no key"},
+		{"fetched key without fingerprint", small + "sources:\n  - {name: site, url: http://m/d, suites: [/], key: https://m/k}\n", "r.yaml:6: source site: a key that is fetched needs its fingerprint"},
+		{"key by http", small + "sources:\n  - {name: site, url: http://m/d, suites: [/], key: http://m/k}\n", "want a file or an https URL"},
+		{"bad fingerprint", small + "sources:\n  - {name: site, url: http://m/d, suites: [/], key: k.asc, fingerprint: abc}\n", "fingerprint \"ABC\": want 40"},
+		{"password in a url", small + "sources:\n  - {name: debian, url: \"http://u:secret@m/d\"}\n", "r.yaml:6: source debian: url of m: no user and password"},
+		{"option in a url", small + "sources:\n  - {name: debian, url: \"http://m/ [trusted=yes]\"}\n", "want http:// or https://"},
+		{"flat with components", small + "sources:\n  - {name: debian, suites: [/]}\n", "a flat repository"},
+		{"bad pin", small + "sources:\n  - {name: debian, pin: \"580 or so\"}\n", "pin \"580 or so\""},
+		{"pin of nothing", small + "sources:\n  - {name: debian, pinPackages: [nvidia-*]}\n", "add pin"},
+		{"folder with url", small + "sources:\n  - {name: l, dir: ./debs, url: http://m/}\n", "a folder has no url"},
+
+		{"root by another name", small + "users:\n  - {name: Root}\n", "r.yaml:6: user \"Root\""},
+		{"private key", small + "users:\n  - {name: ops, keys: [\"-----BEGIN OPENSSH PRIVATE KEY-----\"]}\n", "r.yaml:6: key of ops: want a public SSH key"},
+		{"key of two lines", small + "users:\n  - {name: ops, keys: [\"ssh-ed25519 AAAA x\\nKEYS\"]}\n", "want a public SSH key"},
+		{"low uid", small + "users:\n  - {name: ops, uid: 0010}\n", "uid 8 of ops"},
+		{"sudo without sudo", small + "users:\n  - {name: ops, sudo: true}\n", "add sudo"},
+		{"bad service", small + "services:\n  enable: [\"a b\"]\n", "r.yaml:6: service \"a b\""},
+		{"unknown service key", small + "services:\n  start: [a]\n", "line 6: field start is not known: want enable, disable or mask"},
+
+		{"bad branch", small + "gpu: {branch: latest}\n", "r.yaml:5: gpu branch \"latest\""},
+		{"bad modules", small + "gpu: {branch: 535, modules: nouveau}\n", "r.yaml:5: gpu modules \"nouveau\""},
+		{"bad toolkit", small + "gpu: {branch: 535, toolkit: all}\n", "gpu toolkit \"all\""},
+		{"bad cuda", small + "gpu: {branch: 535, cuda: 12}\n", "gpu cuda \"12\""},
+		{"nameless variant", small + "variants:\n  - {gpu: {branch: 535}}\n", "variant \"\""},
+		{"variant twice", small + "variants:\n  - {name: a}\n  - {name: a}\n", "r.yaml:7: variant a is there already"},
+		{"variant's package", small + "variants:\n  - name: a\n    packages: [systemd]\n", "r.yaml:7: package systemd is named in line 4 already"},
+		{"variant's unknown key", small + "variants:\n  - {name: a, arch: amd64}\n", "line 6: field arch is not known"},
 	} {
 		_, err := parseRecipe("r.yaml", []byte(tt.text))
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
@@ -64,6 +102,7 @@ func TestRecipeMistakes(t *testing.T) {
 
 func FuzzRecipe(f *testing.F) {
 	f.Add([]byte(small))
+	f.Add([]byte(full))
 	b, err := os.ReadFile("../recipes/debian-12-lab.yaml")
 	if err != nil {
 		f.Fatal(err)
@@ -74,17 +113,124 @@ func FuzzRecipe(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, f := range r.Files {
-			if !filepath.IsAbs(f.Path) || strings.Contains(f.Path, "/../") || f.Mode&^0o777 != 0 {
-				t.Errorf("file %q %o", f.Path, f.Mode)
-			}
-		}
-		for _, p := range r.Packages {
-			if strings.HasPrefix(p, "-") || strings.ContainsAny(p, ", /") || r.lines[p] == 0 {
-				t.Errorf("package %q", p)
-			}
+		for _, r := range r.Images() {
+			check(t, r)
 		}
 	})
+}
+
+func check(t *testing.T, r Recipe) {
+	for _, s := range r.Sources {
+		for _, l := range append(s.lines(s.Key), s.preferences()) {
+			if strings.Count(l, "[") > 1 || strings.Count(strings.TrimSuffix(l, "\n\n"), "\n") > 2 {
+				t.Errorf("source %q", l)
+			}
+		}
+	}
+	for _, f := range r.Files {
+		if !filepath.IsAbs(f.Path) || strings.Contains(f.Path, "/../") || f.Mode&^0o777 != 0 {
+			t.Errorf("file %q %o", f.Path, f.Mode)
+		}
+	}
+	for _, p := range r.Packages {
+		if strings.HasPrefix(p, "-") || strings.ContainsAny(p, ", ") {
+			t.Errorf("package %q", p)
+		}
+	}
+}
+
+const full = small + `  - sudo
+kernel: linux-image-generic
+cluster: slurm
+budgetMiB: 400
+sources:
+  - name: debian
+    components: [main, contrib]
+  - name: debian-security
+  - {name: site, url: "https://mirror.site/cuda/", suites: [/], key: keys/site.asc, pin: "535.*", pinPackages: ["nvidia-*"], optional: true}
+  - {name: ours, dir: debs}
+users:
+  - {name: ops, uid: 2000, groups: [adm], sudo: true, keys: ["ssh-ed25519 AAAAC3Nz ops@site"]}
+services: {enable: [a.service], mask: [b.timer]}
+run: ["true"]
+variants:
+  - name: r535
+    gpu: {branch: 535, modules: proprietary, cuda: "12.2", compile: [nvidia-kernel-dkms]}
+    packages: [nvidia-smi]
+  - name: r580
+    gpu: {branch: "580"}
+    sources: [{name: nvidia, pin: 580.*}, {name: site, url: "http://other/", suites: [x], components: [y], key: /k}]
+    budgetMiB: 500
+    services: {disable: [c]}
+`
+
+// The whole schema, once.
+func TestVariants(t *testing.T) {
+	r, err := parseRecipe("dir/r.yaml", []byte(full))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(r.Images()); n != 2 {
+		t.Fatalf("%d images", n)
+	}
+	if _, err := r.Image(""); err == nil || !strings.Contains(err.Error(), "say which variant: r535, r580") {
+		t.Error(err)
+	}
+	a, err := r.Image("r535")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := r.Image("r580")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Title() != "x.r535" || a.Kernel != "linux-image-generic" || a.Budget != 400<<20 || b.Budget != 500<<20 {
+		t.Errorf("%+v", a)
+	}
+	if got := strings.Join(a.Packages, " "); got != "linux-image-generic munge slurmd systemd sudo nvidia-smi" {
+		t.Errorf("packages: %s", got)
+	}
+	if got := strings.Join(b.Packages, " "); got != "linux-image-generic munge slurmd systemd sudo" {
+		t.Errorf("packages: %s", got)
+	}
+	if a.GPU.Branch != "535" || a.GPU.Toolkit != "none" || b.GPU.Modules != "auto" || len(a.GPU.Compile) != 1 {
+		t.Errorf("gpu: %+v, %+v", a.GPU, b.GPU)
+	}
+	var lines []string
+	for _, s := range a.Sources[:3] {
+		lines = append(lines, s.lines(s.Key)...)
+	}
+	want := []string{
+		"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm main contrib",
+		"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-updates main contrib",
+		"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian-security bookworm-security main",
+		"deb [signed-by=dir/keys/site.asc] https://mirror.site/cuda /",
+	}
+	if d := cmp.Diff(want, lines); d != "" {
+		t.Error(d)
+	}
+	if got := a.Sources[2].preferences(); got != "Package: nvidia-*\nPin: version 535.*\nPin-Priority: 1001\n\n" {
+		t.Errorf("preferences: %q", got)
+	}
+	if a.Sources[3].Dir != "dir/debs" || !a.Sources[2].Optional {
+		t.Errorf("%+v", a.Sources)
+	}
+	if s := b.Sources[2]; s.URL != "http://other" || s.Optional {
+		t.Errorf("the variant's source did not take the place of the recipe's: %+v", s)
+	}
+	if s := b.Sources[4]; s.Fingerprint != nvidiaKey || s.URL != "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64" || s.Pin != "580.*" {
+		t.Errorf("%+v", s)
+	}
+	if got := strings.Join(b.Services.Disable, " "); got != "munge slurmd c" {
+		t.Errorf("disabled: %s", got)
+	}
+	if _, err := r.Image("r999"); err == nil || !strings.Contains(err.Error(), "want r535, r580") {
+		t.Error(err)
+	}
+	m, err := a.Mirrored(map[string]string{"debian": "http://near/debian/", "nvidia": "http://near/nvidia"})
+	if err != nil || m.Sources[0].URL != "http://near/debian" || a.Sources[0].URL != "http://deb.debian.org/debian" {
+		t.Errorf("%v, %+v", err, m.Sources[0])
+	}
 }
 
 // A change of what a stage is made of changes its key, and of nothing else.

@@ -161,7 +161,7 @@ func (b *builder) mmdebstrap(ctx context.Context, work string) error {
 		"--aptopt=" + aptConf, "--dpkgopt=" + dpkgConf,
 		"--essential-hook=cp -a " + early + "/. \"$1\"",
 	}
-	for i, c := range r.Run {
+	for i, c := range r.commands() {
 		// Our chroot runner, the only way a recipe's command is run.
 		script := filepath.Join(work, fmt.Sprintf("run-%d.sh", i))
 		if err := os.WriteFile(script, []byte(c+"\n"), 0o644); err != nil {
@@ -170,8 +170,11 @@ func (b *builder) mmdebstrap(ctx context.Context, work string) error {
 		args = append(args, "--customize-hook=chroot \"$1\" /bin/sh -eu -s <"+script)
 	}
 	args = append(args, r.Suite, filepath.Join(work, "root"), "-")
-	sources := filepath.Join(work, "sources.list")
-	if err := os.WriteFile(sources, []byte(strings.Join(r.Sources, "\n")+"\n"), 0o644); err != nil {
+	sources, list := filepath.Join(work, "sources.list"), ""
+	for _, s := range r.Sources {
+		list += strings.Join(s.lines(s.Key), "\n") + "\n"
+	}
+	if err := os.WriteFile(sources, []byte(list), 0o644); err != nil {
 		return err
 	}
 	c := command{
