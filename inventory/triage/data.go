@@ -4,7 +4,6 @@ import (
 	_ "embed"
 	"encoding/csv"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -169,48 +168,4 @@ func fold(s string) string {
 		}
 		return -1
 	}, s)
-}
-
-// common says which driver runs all the cards, or why none does.
-func common(cards []Card) (driver string, err error) {
-	if len(cards) == 0 {
-		return "none needed", nil
-	}
-	var vendors []string
-	all := Drivers{First: 0, Last: 0, Proprietary: true, Open: true}
-	var oldest, newest Card
-	for _, c := range cards {
-		if !slices.Contains(vendors, c.Vendor) {
-			vendors = append(vendors, c.Vendor)
-		}
-		d := c.Drivers
-		if d.First >= all.First {
-			all.First, newest = d.First, c
-		}
-		if d.Last > 0 && (all.Last == 0 || d.Last < all.Last) {
-			all.Last, oldest = d.Last, c
-		}
-		all.Proprietary = all.Proprietary && d.Proprietary
-		all.Open = all.Open && d.Open
-	}
-	if len(vendors) > 1 {
-		return "", fmt.Errorf("cards of NVIDIA and AMD in one machine")
-	}
-	if vendors[0] != "10de" {
-		return "amdgpu", nil
-	}
-	if all.Last > 0 && all.First > all.Last {
-		return "", fmt.Errorf("%s needs driver %d or later, %s has none after %d", newest.Model, all.First, oldest.Model, all.Last)
-	}
-	module := "open"
-	if !all.Open {
-		module = "proprietary"
-	}
-	if !all.Open && !all.Proprietary {
-		return "", fmt.Errorf("some of the cards run with the open kernel module only, others with the proprietary one only")
-	}
-	if all.Last > 0 {
-		return fmt.Sprintf("%s, %d at most", module, all.Last), nil
-	}
-	return module + ", current", nil
 }

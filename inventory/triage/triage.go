@@ -30,6 +30,7 @@ type Expect struct {
 	GPUModel     string
 	MinLinkWidth int
 	Slots        map[string]string // PCI address of a port or GPU -> label a technician can find
+	Images       []Stack           // what the variants of its image bring; none: not known yet
 }
 
 // Judge holds hw against the floors of target and what its class expects. Each
@@ -334,26 +335,29 @@ func (j *judge) links() {
 }
 
 func (j *judge) driver() {
-	var cards []Card
 	sim := false
 	for _, g := range j.gpus {
 		if !g.known {
 			j.say(missing, inventory.Reason{Item: "driver", Want: "one driver for all cards", Got: "unknown card " + g.name(), Where: j.where(g), Simulated: g.Simulated, Fix: unknownCard})
 			return
 		}
-		cards = append(cards, g.card)
 		sim = sim || g.Simulated
 	}
-	if len(cards) == 0 {
+	cards, err := j.cards()
+	if err != nil || len(cards) == 0 {
 		return
 	}
 	driver, err := common(cards)
 	if err != nil {
-		j.say(host, inventory.Reason{Item: "driver", Want: "one driver for all cards", Got: err.Error(), Simulated: sim,
-			Fix: "sort the cards so that one machine holds one generation"})
+		for _, i := range misfits(cards) {
+			g, w := j.gpus[i], j.where(j.gpus[i])
+			j.say(host, inventory.Reason{Item: "driver", Want: "one driver for all cards", Got: err.Error(), Where: w, Simulated: g.Simulated,
+				Fix: fmt.Sprintf("move GPU %s from %s to a machine of its own kind: no driver runs it together with the others", g.name(), w)})
+		}
 		return
 	}
 	j.say(none, inventory.Reason{Item: "driver", Want: "one driver for all cards", Got: driver, Simulated: sim})
+	j.image(cards, sim)
 }
 
 func (j *judge) memory() {
