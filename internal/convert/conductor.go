@@ -44,6 +44,7 @@ type Conductor struct {
 	ready  chan struct{}
 	wake   chan struct{}
 	jobs   sync.WaitGroup
+	known  sync.Map // images.Digest -> variant: manifests that were read
 
 	// testOnlyBoundary is called at every point where the process may die with
 	// something half done; tests make it die there.

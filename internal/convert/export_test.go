@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"smelt/images"
 	"smelt/internal/join"
 	"smelt/inventory"
 )
@@ -52,4 +53,17 @@ func (c *Conductor) Locks() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.locks)
+}
+
+// WithImages is a conductor that knows images and nothing else.
+func WithImages(s *images.Store) *Conductor { return &Conductor{Config: Config{Images: s}} }
+
+// Titles are the images that a name may stand for.
+func (c *Conductor) Titles(name string) ([]string, error) {
+	all, err := c.variants(name)
+	var out []string
+	for _, v := range all {
+		out = append(out, v.stack.Image)
+	}
+	return out, err
 }

@@ -65,6 +65,9 @@ type layout struct {
 	boot    pxe.Path // of their class
 	Dead    bool     // the machines never reach the boot server: the test is the agent
 	Feed    float64  // amps at 230 V; 0: no power tree
+	Cards   []string // models of the machines' cards; the last is that of all others, RTX 3090 if there is none
+	// Drivers are the variants of the image; none: one image without a driver.
+	Drivers map[string]images.Driver
 	// Die makes the server's process kill itself once for each node, when the
 	// node passes the boundary of that name.
 	Die map[inventory.NodeID]string
@@ -109,9 +112,17 @@ func (l layout) site() convert.Site {
 		if !l.Bare {
 			s.Specs[i].Serial = fmt.Sprintf("SIM-B%05d", i)
 		}
-		s.StandsFor[nodeID(i)] = []convert.StandIn{{PCI: "0000:01:00.0", Model: "RTX 3090", UUID: fmt.Sprintf("GPU-%d", i), VRAM: 24 << 30}}
+		s.StandsFor[nodeID(i)] = []convert.StandIn{{PCI: "0000:01:00.0", Model: l.card(i), UUID: fmt.Sprintf("GPU-%d", i), VRAM: 24 << 30}}
 	}
 	return s
+}
+
+// card is the model of a machine's card.
+func (l layout) card(i int) string {
+	if len(l.Cards) == 0 {
+		return "RTX 3090"
+	}
+	return l.Cards[min(i, len(l.Cards)-1)]
 }
 
 // serve runs the server of l until ctx ends: store, conductor, HTTP.
@@ -121,7 +132,7 @@ func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*conv
 		return err
 	}
 	defer st.Close()
-	img, err := imageStore(ctx, filepath.Join(l.Dir, "images"))
+	img, err := imageStore(ctx, filepath.Join(l.Dir, "images"), l.Drivers)
 	if err != nil {
 		return err
 	}
@@ -303,18 +314,28 @@ func agentCertificate() (tls.Certificate, string, error) {
 }
 
 // imageStore is a store with one small image, made once.
-func imageStore(ctx context.Context, dir string) (*images.Store, error) {
+func imageStore(ctx context.Context, dir string, drivers map[string]images.Driver) (*images.Store, error) {
 	s, err := images.OpenStore(dir)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.Resolve("ai-node"); err == nil {
-		return s, nil
+	if have, err := s.Titles("ai-node"); err != nil || len(have) > 0 {
+		return s, err
 	}
 	raw := bytes.Repeat([]byte("smelt"), 1<<20/5+1)[:1<<20]
-	_, err = s.Add(ctx, images.Manifest{Name: "ai-node", Arch: "amd64", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
-		Root: "0f0e0d0c-0b0a-0908-0706-050403020100", Kernel: "6.1.0-56-amd64"}, bytes.NewReader(raw), int64(len(raw)), siteKey(), nil)
-	return s, err
+	m := images.Manifest{Name: "ai-node", Arch: "amd64", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Key: "0badcafe",
+		Root: "0f0e0d0c-0b0a-0908-0706-050403020100", Kernel: "6.1.0-56-amd64"}
+	if len(drivers) == 0 {
+		_, err = s.Add(ctx, m, bytes.NewReader(raw), int64(len(raw)), siteKey(), nil)
+		return s, err
+	}
+	for name, d := range drivers {
+		m.Variant, m.Driver = name, &d
+		if _, err := s.Add(ctx, m, bytes.NewReader(raw), int64(len(raw)), siteKey(), nil); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // A world is everything that is not the server: machines, their switches, the

@@ -68,15 +68,14 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	if p.ImageName == "" {
 		return inventory.Plan{}, fmt.Errorf("neither it nor its class names an image; give image=NAME")
 	}
-	digest, err := t.Images.Resolve(p.ImageName)
+	v, err := t.variantFor(p.ImageName, a.force != "")
 	if err != nil {
-		return inventory.Plan{}, fmt.Errorf("image %q: %w", p.ImageName, err)
+		return inventory.Plan{}, err
 	}
-	m, err := t.Images.Manifest(digest)
-	if err != nil {
-		return inventory.Plan{}, fmt.Errorf("image %q: %w", p.ImageName, err)
+	p.Image = v.digest.String()
+	if v.name == p.ImageName {
+		p.ImageName = v.stack.Image // with its variant
 	}
-	p.Image = digest.String()
 	if p.Profile == "" {
 		return inventory.Plan{}, fmt.Errorf("neither it nor its class names a burn-in profile; give profile=NAME")
 	}
@@ -88,7 +87,7 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	default:
 		return inventory.Plan{}, fmt.Errorf("wipe %q: want metadata, discard, overwrite or secure", p.Wipe)
 	}
-	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, m.Size); err != nil {
+	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, v.size); err != nil {
 		return inventory.Plan{}, err
 	}
 	return p.Seal(), nil

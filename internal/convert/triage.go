@@ -17,15 +17,22 @@ const defaultTarget = "slurm-batch"
 // verdict holds hardware against the target of the node and its class.
 func (t *turn) verdict(hw inventory.Hardware) inventory.Verdict {
 	class := t.Site.Classes[t.n.Spec.Class]
-	name := cmp.Or(t.n.Spec.Target, class.Target, defaultTarget)
-	target, err := triage.TargetNamed(name)
+	name, target, err := t.target()
 	if err != nil {
 		return inventory.Verdict{Target: name, Answer: triage.Unknown,
 			Reasons: []inventory.Reason{{Item: "target", Got: name, Fix: "check the target in site.yaml: " + err.Error()}}}
 	}
 	return triage.Judge(hw, target, triage.Expect{
 		GPUs: class.GPUs, GPUModel: class.GPUModel, MinLinkWidth: class.MinLinkWidth, Slots: class.Slots,
+		Images: t.imageStacks(),
 	})
+}
+
+// target is what the node is converted for.
+func (t *turn) target() (string, triage.Target, error) {
+	name := cmp.Or(t.n.Spec.Target, t.Site.Classes[t.n.Spec.Class].Target, defaultTarget)
+	target, err := triage.TargetNamed(name)
+	return name, target, err
 }
 
 // verdictTasks makes work of each reason that a person can do something about.
