@@ -58,11 +58,16 @@ func Compress(ctx context.Context, w io.Writer, raw io.ReaderAt, size int64, pro
 			g.Go(func() error {
 				c := Chunk{Offset: off, Length: int64(len(b)), Zero: IsZero(b)}
 				if !c.Zero {
-					c.Digest = sha256.Sum256(b)
+					c.Digest = ChunkDigest(b)
 				}
 				e := <-encoders
 				defer func() { encoders <- e }()
-				place <- frame{c, e.EncodeAll(b, make([]byte, 0, len(b)/2))}
+				f := e.EncodeAll(b, make([]byte, 0, len(b)/2))
+				if !c.Zero && int64(len(f)) > StoredLen(c.Length)*31/32 {
+					// Three in a hundred on the wire are not worth unpacking.
+					f = appendStored(make([]byte, 0, StoredLen(c.Length)), b)
+				}
+				place <- frame{c, f}
 				return nil
 			})
 		}

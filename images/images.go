@@ -104,7 +104,7 @@ type Chunk struct {
 	Offset  int64  `json:"offset"`
 	Length  int64  `json:"length"`
 	Zero    bool   `json:"zero,omitempty"`
-	Digest  Digest `json:"digest,omitzero"`   // of the Length bytes
+	Digest  Digest `json:"digest,omitzero"`   // ChunkDigest of the Length bytes
 	BlobOff int64  `json:"blobOff,omitempty"` // the frame in the blob
 	BlobLen int64  `json:"blobLen,omitempty"`
 }

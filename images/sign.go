@@ -22,8 +22,8 @@ const MaxEnvelope = 32 << 20
 const maxSignatures = 16
 
 // payloadType keeps a signature made for a manifest from being used as any
-// other signature of the same key.
-const payloadType = "application/vnd.smelt.image-manifest.v1+json"
+// other signature of the same key. v1 had chunks with SHA-256.
+const payloadType = "application/vnd.smelt.image-manifest.v2+json"
 
 // envelope is DSSE v1.0 (github.com/secure-systems-lab/dsse, envelope.md): the
 // payload is signed as the bytes it is, so nothing needs a canonical form.

@@ -312,6 +312,9 @@ func (s *Store) List() ([]Entry, error) {
 	var list []Entry
 	for _, d := range all {
 		m, err := s.Manifest(d)
+		if errors.Is(err, ErrEnvelope) || errors.Is(err, ErrManifest) {
+			continue // of another version of Smelt: nobody here can use it
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -7,7 +7,6 @@ package disk
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -78,7 +76,7 @@ type Result struct {
 }
 
 // ErrCorrupt is wrapped when a source keeps sending bytes that are not the image's.
-var ErrCorrupt = errors.New("contents are not the image's")
+var ErrCorrupt = images.ErrCorrupt
 
 // ErrReadBack is wrapped when the disk does not return what was written to it.
 var ErrReadBack = errors.New("disk does not return what was written")
@@ -249,7 +247,7 @@ func (w *writer) chunks(ctx context.Context, ts []task) error {
 		if w.o.Done.Has(t.from) {
 			b := buf.all[:c.Length]
 			// A read error is no reason to stop: writing may mend the sector.
-			if err := w.dev.readAt(b, c.Offset); err == nil && sha256.Sum256(b) == c.Digest {
+			if err := w.dev.readAt(b, c.Offset); err == nil && c.Holds(b) {
 				w.finished(t.from, c.Length, &w.result.Reused)
 				return nil
 			}
@@ -300,18 +298,13 @@ func (w *writer) parallel(ctx context.Context, ts []task, do func(context.Contex
 
 // buffers belong to one worker.
 type buffers struct {
-	all   []byte // a chunk, aligned
-	raw   []byte // the part of all that get filled
-	frame bytes.Buffer
-	dec   *zstd.Decoder
+	all []byte // a chunk, aligned
+	raw []byte // the part of all that get filled
+	dec *images.Decoder
 }
 
 func newBuffers() (*buffers, error) {
-	// The limit makes a frame that unpacks to more than a chunk an error
-	// before it is memory.
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(images.ChunkSize),
-		zstd.WithDecoderMaxWindow(images.ChunkSize), zstd.WithDecodeAllCapLimit(true),
-		zstd.IgnoreChecksum(true)) // the SHA-256 is checked
+	dec, err := images.NewDecoder()
 	if err != nil {
 		return nil, err
 	}
@@ -374,23 +367,15 @@ func (w *writer) try(ctx context.Context, i int, buf *buffers) error {
 		return cause(ctx, err)
 	}
 	defer body.Close()
-	buf.frame.Reset()
-	n, err := buf.frame.ReadFrom(&watched{io.LimitReader(body, c.BlobLen), watch})
+	n, err := buf.dec.Chunk(&watched{body, watch}, c, buf.all)
+	if errors.Is(err, ErrCorrupt) {
+		return err
+	}
 	if err != nil {
 		return cause(ctx, err)
 	}
-	if n != c.BlobLen {
-		return fmt.Errorf("%d of %d bytes: %w", n, c.BlobLen, io.ErrUnexpectedEOF)
-	}
 	w.arrived(n)
-	raw, err := buf.dec.DecodeAll(buf.frame.Bytes(), buf.all[:0])
-	if err != nil {
-		return fmt.Errorf("%w: %v", ErrCorrupt, err)
-	}
-	if int64(len(raw)) != c.Length || sha256.Sum256(raw) != c.Digest {
-		return fmt.Errorf("%w: digest of %d bytes differs from the manifest's", ErrCorrupt, len(raw))
-	}
-	buf.raw = raw
+	buf.raw = buf.all[:c.Length]
 	return nil
 }
 
@@ -458,7 +443,7 @@ func (w *writer) readBack(ctx context.Context, head []byte) error {
 		if t.from == 0 {
 			copy(b, head)
 		}
-		if c.Zero && !images.IsZero(b) || !c.Zero && sha256.Sum256(b) != c.Digest {
+		if !c.Holds(b) {
 			return fmt.Errorf("%w: chunk %d at %d; replace the disk or its cable", ErrReadBack, t.from, c.Offset)
 		}
 		w.read(c.Length)
