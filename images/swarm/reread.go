@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -10,8 +9,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
-
-	"smelt/images"
 )
 
 // reread makes the frame of a chunk from what the disk returns, and holds that
@@ -33,7 +30,7 @@ func (s *Client) reread(i int) ([]byte, error) {
 	// Memory is for frames, which more peers will want; the plain bytes are
 	// not read again.
 	_ = unix.Fadvise(int(f.Fd()), k.Offset, k.Length, unix.FADV_DONTNEED)
-	if images.Digest(sha256.Sum256(b)) != k.Digest {
+	if !k.Holds(b) {
 		return nil, fmt.Errorf("%s at %d does not return what was written", s.c.Disk, k.Offset)
 	}
 	e := encoders.Get().(*zstd.Encoder)
