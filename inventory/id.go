@@ -34,6 +34,15 @@ func UnknownID(m MAC) NodeID { return NodeID("new-" + hex.EncodeToString(m[:])) 
 // container cell. Free text chosen by the site, for example "A3-S2".
 type Position string
 
+// Rack is the part of a position that its neighbours share: what stands before
+// the last dash, "A3" of "A3-S2". Empty when the position has no dash.
+func (p Position) Rack() string {
+	if i := strings.LastIndexByte(string(p), '-'); i > 0 {
+		return string(p[:i])
+	}
+	return ""
+}
+
 // A MAC is a 48-bit hardware address. It is a label, never a credential.
 type MAC [6]byte
 

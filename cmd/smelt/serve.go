@@ -142,6 +142,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	front, err := server.New(server.Config{
 		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
 		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
+		Swarm:   shareImages(site, imgs),
 		SiteKey: key.Public().(ed25519.PublicKey), Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}},
 	})
 	if err != nil {

@@ -26,7 +26,7 @@ type Config struct {
 	// Report sends a report to the tracker and returns its plan.
 	Report func(context.Context, Report) (Plan, error)
 	// Origin returns n bytes of the image's blob from off on.
-	Origin func(ctx context.Context, off, n int64) (io.ReadCloser, error)
+	Origin Fetch
 	// Disk is where the image is being written: chunks that are not in memory
 	// any more are read from there again. Empty: only memory is served.
 	Disk string
@@ -213,9 +213,10 @@ func (s *Client) talk(ctx context.Context) {
 			// What was in the report is lost, but not in the map.
 			full = true
 			wait = time.Second
-			if now.Sub(heard) > patience {
+			if now.Sub(heard) > patience || errors.Is(err, ErrRefused) {
 				s.c.Log.Warn("swarm: no word from the tracker: the rest comes from the origin", "err", err)
 				s.end()
+				wait = heartbeat
 			}
 			continue
 		}

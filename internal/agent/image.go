@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +32,7 @@ func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
 	var m images.Manifest
 	client := &http.Client{} // plain HTTP is enough: every byte is verified
 	if err := retry(ctx, 5, func() error {
-		m, err = disk.Manifest(ctx, client, w.Base, want, a.c.Images)
+		m, err = manifest(ctx, client, w, want, a.c.Images)
 		return err
 	}, func(err error) bool {
 		return errors.Is(err, images.ErrUnsigned) || errors.Is(err, images.ErrEnvelope) || errors.Is(err, images.ErrManifest)
@@ -61,8 +60,10 @@ func (a *Agent) writeImage(ctx context.Context, o api.Order, h *held, m images.M
 	w := o.Image
 	saver := a.saveChunks(ctx)
 	began := time.Now()
-	got, err := disk.Write(ctx, h.path(), m, disk.HTTP(client, strings.TrimSuffix(w.Base, "/")+"/blob/"+m.Blob.String()), disk.Options{
-		Done: chunks,
+	fetch, peers, leave := a.sources(w, m, h.path(), client)
+	defer leave()
+	got, err := disk.Write(ctx, h.path(), m, fetch, disk.Options{
+		Done: chunks, Source: peers,
 		Progress: func(p disk.Progress) {
 			saver.set(p.Map)
 			doing, done := "writing image "+m.Name, 0.9*frac(p.Done, p.Total)
@@ -76,6 +77,7 @@ func (a *Agent) writeImage(ctx context.Context, o api.Order, h *held, m images.M
 	if err != nil {
 		return failed(causeOfWrite(err, w.Base), err)
 	}
+	leave() // from here on the disk is not the image any more
 	a.progress(o, 0.96, "growing and handing over", 0)
 	if err := a.handOver(ctx, h, m, w); err != nil {
 		return failed("disk", err)

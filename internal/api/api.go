@@ -24,6 +24,7 @@ const (
 	PathResult    = "/agent/v1/result"    // POST Result; idempotent by Order
 	PathPermit    = "/agent/v1/permit"    // POST PermitUse -> 200, or 409 when already used
 	PathChunks    = "/agent/v1/chunks"    // GET, PUT the chunk map of the current order (bytes)
+	PathSwarm     = "/agent/v1/swarm"     // POST swarm.Report -> swarm.Plan: who has which chunk of the current order's image
 	PathRenew     = "/agent/v1/renew"     // POST -> Enrolled: a new session before the old one ends
 	PathTime      = "/agent/v1/time"      // GET -> the server's time, for machines with a dead clock
 )
@@ -87,6 +88,9 @@ type ImageOrder struct {
 	Base     string           `json:"base"`     // URL of the image store: BASE/blob/DIGEST takes ranges
 	Target   inventory.DiskID `json:"target"`
 	Handoff  Handoff          `json:"handoff"`
+
+	Mirrors []string `json:"mirrors,omitempty"` // image stores that are asked before Base; not trusted either
+	Swarm   bool     `json:"swarm,omitempty"`   // other nodes may be asked: PathSwarm says which
 }
 
 // Handoff is written into the installed system as /var/lib/smelt/agent.json (0600).

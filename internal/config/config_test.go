@@ -193,6 +193,9 @@ func TestMistakes(t *testing.T) {
 		{"IPv6 network", netKey, "    ipv6: \"fd00:10:20::/64\"\n" + netKey, `"fd00:10:20::/64"`, "is the network, not an address in it"},
 		{"IPv6 with HTTPS", netKey, "    ipv6: \"fd00:10:20::1/64\"\n    https: true\n" + netKey, `"fd00:10:20::1/64"`, "has https, and over IPv6 loaders are sent in clear"},
 		{"IPv6 twice", secondNet, "    ipv6: \"fd00:10:20::1/64\"\n  - {name: b, interface: eno3, address: 10.30.0.1/16, ipv6: \"fd00:10:20::2/64\"}\n" + secondNet, `"fd00:10:20::2/64"`, "fd00:10:20::/64 is network provisioning already; each network has its own"},
+		{"swarm size", "# node: 50MiB   ", "  node: 50 MB   #", "50 MB", "is no"},
+		{"swarm cache", "# caches:      ", "  caches: [{url: \"https://10.20.3.1\", racks: [A3]}] #", `"https://10.20.3.1"`, "nodes cannot fetch from"},
+		{"swarm rack", "# caches:      ", "  caches: [{url: \"http://10.20.3.1\", racks: [A3, B9]}] #", "B9", `no node of this site stands in rack "B9"`},
 		{"window", "startWindow: 2s", "startWindow: 2 sec", "2 sec", "is no length of time"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -78,6 +78,7 @@ func (p *parser) parse(raw rawSite) {
 	p.rules(raw.Networks)
 	p.nodes(raw.Nodes, circuits, pdus)
 	p.cluster(raw.Cluster)
+	p.swarm(raw.Swarm)
 
 	s.MaxActive = 10
 	if m := raw.Limits.MaxActive; m.set() {

@@ -31,6 +31,7 @@ type rawSite struct {
 	Nodes      []rawNode    `yaml:"nodes" doc:"the machines that are expected"`
 	Cluster    *rawCluster  `yaml:"cluster" doc:"the cluster that validated nodes join; none without it"`
 	Limits     rawLimits    `yaml:"limits" doc:"blast radius and pace"`
+	Swarm      rawSwarm     `yaml:"swarm" doc:"how images spread within the site"`
 	Lab        flag         `yaml:"lab" doc:"a lab site may show simulated cards, labelled so"`
 	StandsFor  []rawStandIn `yaml:"standsFor" doc:"lab only: which card an emulated device stands for"`
 }

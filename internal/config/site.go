@@ -22,6 +22,7 @@ type Site struct {
 	Cluster    *Cluster // nil: nodes go in service without one
 	MaxActive  int
 	SlotWindow time.Duration
+	Swarm      Swarm
 	Lab        bool
 	StandsFor  map[inventory.NodeID][]StandIn
 }

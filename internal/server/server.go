@@ -56,6 +56,8 @@ type Config struct {
 	Pin      string            // SHA-256 of the agent listener's SPKI, hexadecimal
 	SiteKey  ed25519.PublicKey // permits and manifests verify with it
 
+	Swarm Swarm // how nodes share images; the zero Swarm has each fetch from ImageURL
+
 	Boot    Boot                   // the boot service; the zero Boot has none
 	Metrics []prometheus.Collector // more of them for /metrics; may be nil
 
@@ -77,6 +79,7 @@ type Server struct {
 	sessions sessions
 	progress progress
 	view     view
+	swarms   swarmMembers
 	streams  chan struct{} // one element a running event stream
 	enrols   chan struct{} // one element a running enrolment
 	done     chan struct{}
