@@ -214,6 +214,13 @@ func decodeManifest(payload []byte) (Manifest, Digest, error) {
 	return m, sha256.Sum256(payload), nil
 }
 
+// Payload returns the manifest inside an envelope as it was signed, unverified.
+// Its SHA-256 is the digest of the image.
+func Payload(b []byte) ([]byte, error) {
+	e, err := decodeEnvelope(b)
+	return e.Payload, err
+}
+
 // strictJSON decodes exactly one value with no field that v does not know.
 func strictJSON(b []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(b))

@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,19 +25,30 @@ import (
 //
 //	blobs/DIGEST      compressed images, and documents about them
 //	manifests/DIGEST  signed manifests
-//	names/TITLE       the digest a name stands for
+//	names/TITLE       the digest a name stands for: of what was built here
+//	channels/CHANNEL/TITLE  the same, of what was published (smelt/images/release)
 //
 // A file under its final name is complete: everything is written beside, synced
 // and renamed. Processes may share the folder.
-type Store struct{ dir string }
+type Store struct {
+	dir    string
+	follow atomic.Pointer[following] // nil: names are of what was built here
+}
+
+// following is a site that takes published images only.
+type following struct {
+	channel string
+	signers Signers
+	good    sync.Map // Digest: signed by signers
+}
 
 // ErrNotFound is wrapped where the store has no such image.
 var ErrNotFound = errors.New("no such image")
 
 // OpenStore opens or makes the folder.
 func OpenStore(dir string) (*Store, error) {
-	s := &Store{dir}
-	for _, d := range []string{"blobs", "manifests", "names", "tmp"} {
+	s := &Store{dir: dir}
+	for _, d := range []string{"blobs", "manifests", "names", "channels", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
@@ -59,6 +73,19 @@ func (s *Store) manifest(d Digest) string { return filepath.Join(s.dir, "manifes
 // the manifest. The blob is refused unless it is what the manifest says; nil
 // stands for a blob that is already there.
 func (s *Store) Put(envelope []byte, blob io.Reader) (Digest, error) {
+	d, err := s.Receive(envelope, blob)
+	if err != nil {
+		return d, err
+	}
+	m, err := s.Manifest(d)
+	if err != nil {
+		return d, err
+	}
+	return d, s.Name(m.Title(), d)
+}
+
+// Receive is Put for an image that somebody else built: no name stands for it.
+func (s *Store) Receive(envelope []byte, blob io.Reader) (Digest, error) {
 	m, d, err := unverified(envelope)
 	if err != nil {
 		return Digest{}, err
@@ -87,10 +114,22 @@ func (s *Store) Put(envelope []byte, blob io.Reader) (Digest, error) {
 			return Digest{}, err
 		}
 	}
-	if err := s.write(s.manifest(d), envelope); err != nil {
-		return Digest{}, err
+	return d, s.write(s.manifest(d), envelope)
+}
+
+// Has tells whether an image's blob is in the store, as long as it should be.
+func (s *Store) Has(m Manifest) bool {
+	i, err := os.Stat(s.blob(m.Blob))
+	return err == nil && i.Size() == m.BlobLen
+}
+
+// OpenBlob opens an image's compressed file, or a document.
+func (s *Store) OpenBlob(d Digest) (*os.File, error) {
+	f, err := os.Open(s.blob(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("blob %s: %w", d.Short(), ErrNotFound)
 	}
-	return d, s.Name(m.Title(), d)
+	return f, err
 }
 
 // Add compresses a raw disk image into the store, signs it and names it. m
@@ -188,26 +227,147 @@ func (s *Store) Name(name string, d Digest) error {
 	return s.write(filepath.Join(s.dir, "names", name), []byte(d.String()+"\n"))
 }
 
-var prefixForm = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
+// Follow makes the store resolve what is published in a channel, and only
+// images that signers signed: a node would refuse any other.
+func (s *Store) Follow(channel string, signers Signers) {
+	s.follow.Store(&following{channel: channel, signers: signers})
+}
+
+var (
+	channelForm = regexp.MustCompile(`^[a-z]{1,16}$`)
+	prefixForm  = regexp.MustCompile(`^[0-9a-f]{6,64}$`)
+)
+
+// SetChannel makes a channel name these images, and no others.
+func (s *Store) SetChannel(channel string, names map[string]Digest) error {
+	if !channelForm.MatchString(channel) {
+		return fmt.Errorf("channel %q: want small letters", channel)
+	}
+	dir := filepath.Join(s.dir, "channels", channel)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("image store: %w", err)
+	}
+	old, err := s.Channel(channel)
+	if err != nil {
+		return err
+	}
+	for name, d := range names {
+		if !nameForm.MatchString(name) {
+			return fmt.Errorf("image name %q: want small letters, digits, dots and dashes", name)
+		}
+		if old[name] == d {
+			continue
+		}
+		if err := s.write(filepath.Join(dir, name), []byte(d.String()+"\n")); err != nil {
+			return err
+		}
+	}
+	for name := range old {
+		if _, ok := names[name]; !ok {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				return fmt.Errorf("image store: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Channel returns what a channel names.
+func (s *Store) Channel(channel string) (map[string]Digest, error) {
+	if !channelForm.MatchString(channel) {
+		return nil, fmt.Errorf("channel %q: want small letters", channel)
+	}
+	return s.names(filepath.Join("channels", channel))
+}
+
+// names reads a folder of names.
+func (s *Store) names(dir string) (map[string]Digest, error) {
+	out := map[string]Digest{}
+	files, err := os.ReadDir(filepath.Join(s.dir, dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return out, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(s.dir, dir, f.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // taken away in between
+		}
+		if err != nil {
+			return nil, fmt.Errorf("image store: %w", err)
+		}
+		if out[f.Name()], err = ParseDigest(strings.TrimSpace(string(b))); err != nil {
+			return nil, fmt.Errorf("image name %s: %w", f.Name(), err)
+		}
+	}
+	return out, nil
+}
+
+// Names returns what names stand for: those of the channel that is followed or
+// else of what was built here, and those of all channels as CHANNEL/TITLE.
+func (s *Store) Names() (map[string]Digest, error) {
+	dir := "names"
+	if f := s.follow.Load(); f != nil {
+		dir = filepath.Join("channels", f.channel)
+	}
+	out, err := s.names(dir)
+	if err != nil {
+		return nil, err
+	}
+	channels, err := os.ReadDir(filepath.Join(s.dir, "channels"))
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	for _, c := range channels {
+		names, err := s.names(filepath.Join("channels", c.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for name, d := range names {
+			out[c.Name()+"/"+name] = d
+		}
+	}
+	return out, nil
+}
 
 // Resolve turns a name, a digest or a unique prefix of one into the digest of
-// a manifest. A name wins over a prefix.
+// a manifest. A name wins over a prefix. Of a store that follows a channel it
+// is signed by those that Follow named, or an error.
 func (s *Store) Resolve(ref string) (Digest, error) {
-	if nameForm.MatchString(ref) {
-		b, err := os.ReadFile(filepath.Join(s.dir, "names", ref))
-		if err == nil {
-			d, err := ParseDigest(strings.TrimSpace(string(b)))
-			if err != nil {
-				return Digest{}, fmt.Errorf("image name %s: %w", ref, err)
-			}
-			return d, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return Digest{}, fmt.Errorf("image name %s: %w", ref, err)
-		}
+	d, err := s.resolve(ref)
+	f := s.follow.Load()
+	if err != nil || f == nil {
+		return d, err
+	}
+	if _, ok := f.good.Load(d); ok {
+		return d, nil
+	}
+	b, err := s.Envelope(d)
+	if err != nil {
+		return Digest{}, err
+	}
+	if _, _, err := f.signers.Open(b); err != nil {
+		return Digest{}, fmt.Errorf("image %q: %w; this site takes released images only: smelt image pull", ref, err)
+	}
+	f.good.Store(d, true)
+	return d, nil
+}
+
+func (s *Store) resolve(ref string) (Digest, error) {
+	names, err := s.Names()
+	if err != nil {
+		return Digest{}, err
+	}
+	if d, ok := names[ref]; ok {
+		return d, nil
 	}
 	prefix := strings.TrimPrefix(ref, "sha256:")
 	if !prefixForm.MatchString(prefix) {
+		if f := s.follow.Load(); f != nil && !strings.Contains(ref, "/") {
+			return Digest{}, fmt.Errorf("image %q: %w in channel %s; smelt image pull fetches what is published there", ref, ErrNotFound, f.channel)
+		}
 		return Digest{}, fmt.Errorf("image %q: %w; smelt image list shows what is there", ref, ErrNotFound)
 	}
 	all, err := s.digests()
@@ -298,16 +458,13 @@ func (s *Store) List() ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := os.ReadDir(filepath.Join(s.dir, "names"))
+	names, err := s.Names()
 	if err != nil {
 		return nil, err
 	}
-	named := map[string][]string{}
-	for _, n := range names {
-		if b, err := os.ReadFile(filepath.Join(s.dir, "names", n.Name())); err == nil {
-			d := strings.TrimSpace(string(b))
-			named[d] = append(named[d], n.Name())
-		}
+	named := map[Digest][]string{}
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		named[names[n]] = append(named[names[n]], n)
 	}
 	var list []Entry
 	for _, d := range all {
@@ -318,7 +475,7 @@ func (s *Store) List() ([]Entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, Entry{d, named[d.String()], m})
+		list = append(list, Entry{d, named[d], m})
 	}
 	slices.SortFunc(list, func(a, b Entry) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
