@@ -209,3 +209,77 @@ func TestHandler(t *testing.T) {
 		}
 	}
 }
+
+// A store that follows a channel knows the names of that channel, and takes no
+// image that the release keys did not sign.
+func TestFollow(t *testing.T) {
+	s, dir := tempStore(t)
+	built, priv := key(1)
+	pub, release := key(2)
+	add := func(n int) Digest {
+		raw := disk(n)
+		d, err := s.Add(t.Context(), described(), bytes.NewReader(raw), int64(len(raw)), priv, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	old, next, local := add(1), add(2), add(3)
+	for _, d := range []Digest{old, next} {
+		if err := s.Cosign(d, release); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for channel, names := range map[string]map[string]Digest{"stable": {"ai-node": old, "gone": old}, "canary": {"ai-node": next, "ai-node.r535": next}} {
+		if err := s.SetChannel(channel, names); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.SetChannel("stable", map[string]Digest{"ai-node": old, "rescue": local}); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"../names", "", "Stable"} {
+		if s.SetChannel(bad, nil) == nil {
+			t.Errorf("%q is a channel", bad)
+		}
+	}
+	if s.SetChannel("stable", map[string]Digest{"../x": old}) == nil {
+		t.Error("a path became a title")
+	}
+	if d, err := s.Resolve("ai-node"); err != nil || d != local {
+		t.Errorf("before: %s, %v", d.Short(), err)
+	}
+	s.Follow("stable", Signers{Keys: []ed25519.PublicKey{pub}})
+	for ref, want := range map[string]Digest{"ai-node": old, "stable/ai-node": old, "canary/ai-node": next, old.String(): old} {
+		if d, err := s.Resolve(ref); err != nil || d != want {
+			t.Errorf("%s: %s, %v", ref, d.Short(), err)
+		}
+	}
+	for ref, want := range map[string]error{"gone": ErrNotFound, "stable/gone": ErrNotFound, "canary/../names/ai-node": ErrNotFound,
+		local.String(): ErrUnsigned, "stable/rescue": ErrUnsigned, "beta/ai-node": ErrNotFound} {
+		if d, err := s.Resolve(ref); !errors.Is(err, want) {
+			t.Errorf("%s: %s, %v; want %v", ref, d.Short(), err, want)
+		}
+	}
+	for name, want := range map[string]string{"ai-node": "ai-node", "canary/ai-node": "canary/ai-node canary/ai-node.r535"} {
+		if got, err := s.Titles(name); err != nil || strings.Join(got, " ") != want {
+			t.Errorf("titles of %s: %v, %v", name, got, err)
+		}
+	}
+	// Other keys: what was good is looked at again.
+	s.Follow("stable", Signers{Keys: []ed25519.PublicKey{pub, built}, Threshold: 2})
+	if d, err := s.Resolve("ai-node"); err != nil || d != old {
+		t.Errorf("by two: %s, %v", d.Short(), err)
+	}
+	other, _ := key(3)
+	s.Follow("stable", Signers{Keys: []ed25519.PublicKey{other}})
+	if _, err := s.Resolve("ai-node"); !errors.Is(err, ErrUnsigned) {
+		t.Errorf("by another: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "channels", "stable", "ai-node"), []byte("half"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Resolve("ai-node"); err == nil {
+		t.Error("a damaged name resolves")
+	}
+}

@@ -1,27 +1,24 @@
 package images
 
 import (
-	"os"
-	"path/filepath"
+	"maps"
+	"slices"
 	"strings"
 )
 
-// Titles returns the names in the store that a recipe's name may stand for: the
+// Titles returns the names that a recipe's name may stand for, in order: the
 // name itself, and those that look like variants of it (Manifest.Title). Only
-// their manifests tell whether they are.
+// their manifests tell whether they are. CHANNEL/NAME has those of the channel.
 func (s *Store) Titles(name string) ([]string, error) {
-	if !nameForm.MatchString(name) {
-		return nil, nil
-	}
-	files, err := os.ReadDir(filepath.Join(s.dir, "names"))
+	names, err := s.Names()
 	if err != nil {
 		return nil, err
 	}
 	var out []string
-	for _, f := range files {
-		if f.Name() == name || strings.HasPrefix(f.Name(), name+".") {
-			out = append(out, f.Name())
+	for _, n := range slices.Sorted(maps.Keys(names)) {
+		if n == name || strings.HasPrefix(n, name+".") {
+			out = append(out, n)
 		}
 	}
-	return out, nil // in order, as ReadDir sorts
+	return out, nil
 }

@@ -24,7 +24,6 @@ import (
 type (
 	rootData      = metadata.Metadata[metadata.RootType]
 	targetsData   = metadata.Metadata[metadata.TargetsType]
-	snapshotData  = metadata.Metadata[metadata.SnapshotType]
 	timestampData = metadata.Metadata[metadata.TimestampType]
 )
 

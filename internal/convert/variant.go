@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"smelt/images"
 	"smelt/inventory/triage"
@@ -43,8 +44,9 @@ func (c *Conductor) variants(name string) ([]variant, error) {
 		if err != nil {
 			return nil, fmt.Errorf("image %q: %w", title, err)
 		}
-		// ai.next may be a recipe of its own, and no variant of ai.
-		if title == name || v.name == name {
+		// ai.next may be a recipe of its own, and no variant of ai. A channel
+		// may stand before the name: canary/ai.
+		if title == name || v.name == name[strings.Index(name, "/")+1:] {
 			out = append(out, v)
 		}
 	}
