@@ -65,7 +65,7 @@ type Profile struct {
 
 // Spec asks for one check.
 type Spec struct {
-	ID       string             `json:"id"`       // cpu, memory, disk, network, pcie, thermal, gpu-presence, gpu-vram, gpu-compute
+	ID       string             `json:"id"`       // system, cpu, memory, disk, network, pcie, thermal, gpu-presence, gpu-vram, gpu-compute
 	Required bool               `json:"required"` // not run or skipped means no PASS
 	Duration time.Duration      `json:"duration,omitempty"`
 	Deadline time.Duration      `json:"deadline"`         // past it the check is Error
@@ -80,6 +80,16 @@ type Subject struct {
 	Server   string             `json:"server"`        // base URL for the network check
 	Scratch  string             `json:"scratch"`       // folder on the target disk for the disk check
 	Sim      *Simulation        `json:"sim,omitempty"` // only on a lab site: cards that are not there
+	// Installed is what the image promises of the system; nil when the server
+	// does not have the image any more.
+	Installed *Installed `json:"installed,omitempty"`
+}
+
+// Installed is what an installed system must be.
+type Installed struct {
+	Kernel  string   `json:"kernel,omitempty"`  // release that its image was made with
+	Driver  string   `json:"driver,omitempty"`  // version of its NVIDIA driver; empty: it has none
+	MayFail []string `json:"mayFail,omitempty"` // units whose failure its class accepts
 }
 
 // ClassLimits is what the class of the node demands of it.

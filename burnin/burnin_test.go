@@ -91,7 +91,7 @@ func TestJudge(t *testing.T) {
 		reason  string // part of some reason
 		repairs []string
 	}{
-		{"all pass", func(*Report) {}, PASS, "9 checks passed", nil},
+		{"all pass", func(*Report) {}, PASS, "10 checks passed", nil},
 		{"required check missing", func(r *Report) { r.drop(Disk) }, INCONCLUSIVE, "disk did not run", nil},
 		{"required check skipped", func(r *Report) {
 			r.set(Disk, func(res *Result) { res.Status, res.Reason, res.Findings = Skip, "no disk", nil })
@@ -144,7 +144,7 @@ func TestJudge(t *testing.T) {
 		{"finding not measured", func(r *Report) { r.set(CPU, func(res *Result) { res.Findings[0].Status = 0 }) }, INCONCLUSIVE, "could not be measured", nil},
 		{"everything skipped inside a pass", func(r *Report) { r.set(CPU, func(res *Result) { res.Findings[0].Status = Skip }) }, INCONCLUSIVE, "everything in it was skipped", nil},
 		{"past its deadline", func(r *Report) { r.set(CPU, func(res *Result) { res.Took = 2 * time.Hour }) }, INCONCLUSIVE, "deadline", nil},
-		{"twice", func(r *Report) { r.Results = append(r.Results, r.Results[0]) }, INCONCLUSIVE, "cpu has 2 results", nil},
+		{"twice", func(r *Report) { r.Results = append(r.Results, r.Results[0]) }, INCONCLUSIVE, "system has 2 results", nil},
 		{"twice, one failed", func(r *Report) {
 			r.Results = append(r.Results, Result{ID: CPU, Status: Fail, Reason: "wrong sums"})
 		}, REPAIR, "cpu failed: wrong sums", []string{"Check processor: wrong sums"}},
@@ -371,7 +371,7 @@ func TestProfiles(t *testing.T) {
 	if !Profiles()["lab"].Checks[0].Required {
 		t.Error("Profiles hands out shared state")
 	}
-	for _, id := range []string{CPU, Memory, Disk, Network, PCIe, Thermal, GPUPresence, GPUVRAM, GPUCompute} {
+	for _, id := range []string{System, CPU, Memory, Disk, Network, PCIe, Thermal, GPUPresence, GPUVRAM, GPUCompute} {
 		if !slices.ContainsFunc(ps["standard"].Checks, func(s Spec) bool { return s.ID == id && s.Required }) {
 			t.Errorf("standard does not require %s", id)
 		}

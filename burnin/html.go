@@ -221,6 +221,8 @@ func facts(pairs ...string) []fact {
 
 func checkName(id string) string {
 	switch id {
+	case System:
+		return "Installed system"
 	case CPU:
 		return "Processor"
 	case Memory:

@@ -7,6 +7,7 @@ import (
 
 // The checks that exist. A profile that names another one is not run.
 const (
+	System      = "system"
 	CPU         = "cpu"
 	Memory      = "memory"
 	Disk        = "disk"
@@ -18,9 +19,14 @@ const (
 	GPUCompute  = "gpu-compute"
 )
 
+// ImageProfile proves that an image comes up on a machine, and nothing about the
+// machine: only a lab may use it.
+const ImageProfile = "image"
+
 // subjects says what each check tests, in words for a technician.
 var subjects = map[string]string{
-	CPU: "processor", Memory: "memory modules", Disk: "target disk", Network: "network port and cable",
+	System: "installed system",
+	CPU:    "processor", Memory: "memory modules", Disk: "target disk", Network: "network port and cable",
 	PCIe: "PCIe slots and risers", Thermal: "cooling",
 	GPUPresence: "GPUs", GPUVRAM: "GPU memory", GPUCompute: "GPUs",
 }
@@ -30,6 +36,7 @@ func KnownCheck(id string) bool { return subjects[id] != "" }
 
 // Profiles returns the built-in profiles by name.
 //
+//   - image: the installed system only, for smelt image test; labs only.
 //   - lab: every check in seconds, sized for an emulated machine with one CPU;
 //     proves the path, not the hardware.
 //   - host: as standard without GPU checks, for nodes whose class has none.
@@ -40,6 +47,7 @@ func KnownCheck(id string) bool { return subjects[id] != "" }
 // not set takes the default in the documentation of the check. The same limit
 // name means the same in every check:
 //
+//	maxStartSeconds  longest start of the installed system, from its kernel on
 //	share       part of the free memory (or free VRAM) that must be tested, 0 to 1
 //	minMBps     slowest sequential write and read that is accepted, 10^6 bytes/s
 //	minMbps     slowest transfer from the server that is accepted, 10^6 bit/s
@@ -56,7 +64,13 @@ func Profiles() map[string]Profile {
 		sec = time.Second
 		min = time.Minute
 	)
-	lab := Profile{Name: "lab", Version: 1, Limit: 10 * min, Checks: []Spec{
+	// First: in a system that did not come up whole the other checks prove little.
+	system := spec(System, 0, 15*min, map[string]float64{"maxStartSeconds": 300})
+	// Emulated machines start slowly, on a busy host more so.
+	slow := spec(System, 0, 15*min, map[string]float64{"maxStartSeconds": 900})
+	image := Profile{Name: ImageProfile, Version: 1, Limit: 20 * min, Checks: []Spec{slow}}
+	lab := Profile{Name: "lab", Version: 2, Limit: 30 * min, Checks: []Spec{
+		slow,
 		spec(CPU, 3*sec, min, nil),
 		spec(Memory, 3*sec, min, map[string]float64{"share": 0.1}),
 		spec(Disk, 4*sec, 2*min, map[string]float64{"bytes": 32 << 20, "minMBps": 1}),
@@ -68,7 +82,8 @@ func Profiles() map[string]Profile {
 		spec(GPUVRAM, 4*sec, 2*min, map[string]float64{"share": 0.9, "marginCelsius": 5}),
 		spec(GPUCompute, 4*sec, 2*min, map[string]float64{"marginCelsius": 5}),
 	}}
-	quick := Profile{Name: "quick", Version: 1, Limit: 20 * min, Checks: []Spec{
+	quick := Profile{Name: "quick", Version: 2, Limit: 30 * min, Checks: []Spec{
+		system,
 		spec(CPU, 2*min, 4*min, nil),
 		spec(Memory, 2*min, 6*min, map[string]float64{"share": 0.8}),
 		spec(Disk, min, 4*min, map[string]float64{"bytes": 1 << 30, "minMBps": 80}),
@@ -79,7 +94,8 @@ func Profiles() map[string]Profile {
 		spec(GPUVRAM, 2*min, 4*min, map[string]float64{"share": 0.9, "marginCelsius": 5}),
 		spec(Thermal, min, 3*min, map[string]float64{"maxCelsius": 90}),
 	}}
-	standard := Profile{Name: "standard", Version: 1, Limit: 3 * time.Hour, Checks: []Spec{
+	standard := Profile{Name: "standard", Version: 2, Limit: 3 * time.Hour, Checks: []Spec{
+		system,
 		spec(CPU, 15*min, 20*min, nil),
 		spec(Memory, 20*min, 40*min, map[string]float64{"share": 0.9}),
 		spec(Disk, 5*min, 15*min, map[string]float64{"bytes": 8 << 30, "minMBps": 80}),
@@ -91,7 +107,7 @@ func Profiles() map[string]Profile {
 		spec(GPUVRAM, 15*min, 20*min, map[string]float64{"share": 0.95, "marginCelsius": 5}),
 		spec(Thermal, 5*min, 10*min, map[string]float64{"maxCelsius": 90}),
 	}}
-	host := Profile{Name: "host", Version: 1, Limit: 2 * time.Hour}
+	host := Profile{Name: "host", Version: 2, Limit: 2 * time.Hour}
 	for _, s := range standard.Checks {
 		switch s.ID {
 		case GPUPresence, GPUVRAM, GPUCompute:
@@ -100,7 +116,7 @@ func Profiles() map[string]Profile {
 		}
 	}
 	out := map[string]Profile{}
-	for _, p := range []Profile{lab, host, quick, standard} {
+	for _, p := range []Profile{image, lab, host, quick, standard} {
 		out[p.Name] = p
 	}
 	return out

@@ -29,6 +29,7 @@ const (
 	CauseDisk        = "disk"
 	CauseDiskSlow    = "disk-slow"
 	CauseNetwork     = "network"
+	CauseSystem      = "system" // the installed system, not a part of the machine
 )
 
 // verbs are what a technician can do with hands; tasks use the same words.
@@ -54,6 +55,7 @@ var remedies = map[string]struct{ verb, part, why string }{
 	CauseDisk:        {"replace", "%s", "it returned wrong data or errors"},
 	CauseDiskSlow:    {"check", "cable of %s", "it is too slow"},
 	CauseNetwork:     {"check", "cable of %s", "the network is too slow or loses data"},
+	CauseSystem:      {"check", "installed system: %s", "it did not come up as its image should"},
 }
 
 // String is the repair as a sentence: "Reseat GPU RTX 3090 in slot 2: it fell

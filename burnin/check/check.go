@@ -22,7 +22,7 @@ import (
 // All returns every check of this package. n is how the network check reaches
 // the server.
 func All(n Network) []burnin.Check {
-	return []burnin.Check{CPU{}, Memory{}, Disk{}, n, PCIe{}, Thermal{}}
+	return []burnin.Check{System{}, CPU{}, Memory{}, Disk{}, n, PCIe{}, Thermal{}}
 }
 
 // begin is a Result that nobody has finished: an Error.

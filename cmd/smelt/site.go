@@ -26,7 +26,7 @@ func newSite(o *options) *cobra.Command {
 
 // known are the words of a site file that other packages define.
 func known() config.Known {
-	k := config.Known{Profiles: slices.Sorted(maps.Keys(burnin.Profiles())), PDUModels: pdu.Models()}
+	k := config.Known{Profiles: slices.Sorted(maps.Keys(burnin.Profiles())), LabOnly: []string{burnin.ImageProfile}, PDUModels: pdu.Models()}
 	for _, t := range triage.Targets() {
 		k.Targets = append(k.Targets, t.Name)
 	}

@@ -28,7 +28,7 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 	for name, c := range site.Classes {
 		out.Classes[name] = convert.Class{
 			Name: c.Name, Image: c.Image, Profile: c.Profile, Target: c.Target, Wipe: c.Wipe, MinLinkWidth: c.MinLinkWidth,
-			GPUs: c.GPUs, GPUModel: c.GPUModel, Slots: c.Slots, Watts: c.Watts, Boot: pxe.Path(c.Boot),
+			GPUs: c.GPUs, GPUModel: c.GPUModel, Slots: c.Slots, Watts: c.Watts, Boot: pxe.Path(c.Boot), MayFail: c.MayFail,
 		}
 		if c.ApproveRule {
 			out.AutoOK = append(out.AutoOK, name)
@@ -41,6 +41,9 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 		for _, s := range list {
 			out.StandsFor[node] = append(out.StandsFor[node], convert.StandIn{PCI: s.PCI, Model: s.Model, UUID: s.UUID, VRAM: s.VRAM, Fault: s.Fault})
 		}
+	}
+	if !site.Lab {
+		delete(out.Profiles, burnin.ImageProfile)
 	}
 	if site.Cluster != nil {
 		out.Cluster = site.Cluster.Name

@@ -339,6 +339,34 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
+// TestClassMayFail: a class names whole units.
+func TestClassMayFail(t *testing.T) {
+	s, err := Parse("s", []byte(edit(t, "    # mayFail: [atd.service] ", "    mayFail: [atd.service, x@1.timer] ")), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(s.Classes["gpu-server-2x3090"].MayFail, " "); got != "atd.service x@1.timer" {
+		t.Errorf("units %q", got)
+	}
+	for _, bad := range []string{"atd", "*.service", "a b.service", "../x.service"} {
+		if _, err := Parse("s", []byte(edit(t, "    # mayFail: [atd.service] ", "    mayFail: ['"+bad+"'] ")), Known{}); err == nil || !strings.Contains(err.Error(), "no name of a systemd unit") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// TestLabProfile: a profile that proves nothing about the machine is for labs.
+func TestLabProfile(t *testing.T) {
+	known := Known{Profiles: []string{"image", "standard"}, LabOnly: []string{"image"}}
+	text := edit(t, "    profile: standard", "    profile: image")
+	if _, err := Parse("s", []byte(text), known); err == nil || !strings.Contains(err.Error(), `there is no burn-in profile "image"`) {
+		t.Errorf("a site that is no lab: %v", err)
+	}
+	if _, err := Parse("s", []byte(strings.Replace(text, "\nsite: ", "\nlab: true\nsite: ", 1)), known); err != nil {
+		t.Errorf("a lab: %v", err)
+	}
+}
+
 // TestClassBoot: a class may say how its firmware is to boot.
 func TestClassBoot(t *testing.T) {
 	s, err := Parse("s", []byte(edit(t, "    # boot: uki ", "    boot: shim # ")), Known{})

@@ -23,6 +23,7 @@ import (
 // Known are the words that other packages define. A nil list is not checked.
 type Known struct {
 	Profiles  []string // burn-in profiles
+	LabOnly   []string // those of Profiles that only a lab may use
 	Targets   []string // triage targets
 	PDUModels []string
 }
@@ -70,6 +71,9 @@ func (p *parser) parse(raw rawSite) {
 	}
 	s.Store.Postgres = SecretRef(raw.Store.dsn.name)
 	s.Lab = raw.Lab.v
+	if !s.Lab {
+		p.known.Profiles = slices.DeleteFunc(slices.Clone(p.known.Profiles), func(name string) bool { return slices.Contains(p.known.LabOnly, name) })
+	}
 	p.listen(raw.Listen)
 	p.networks(raw.Networks)
 	circuits := p.circuits(raw.Circuits)
@@ -301,6 +305,9 @@ func (p *parser) refuses(choice string, keys map[string]at) {
 	}
 }
 
+// systemd.unit(5): letters, digits and :-_.\@, then the type.
+var unitName = regexp.MustCompile(`^[A-Za-z0-9:_.\\@-]{1,250}\.(service|socket|target|mount|automount|swap|timer|path|slice|scope|device)$`)
+
 var pciAddress = regexp.MustCompile(patterns["pci"])
 
 func (p *parser) classes(raw []rawClass) {
@@ -326,6 +333,12 @@ func (p *parser) classes(raw []rawClass) {
 				p.fail(label.at, "write it like 0000:00:1c.0, in quotes", "%q is no PCI address", clip(pci))
 			}
 			c.Slots[pci] = label.v
+		}
+		for _, u := range r.MayFail {
+			if !unitName.MatchString(u.v) {
+				p.fail(u.at, "write it whole, for example nvidia-persistenced.service", "%q is no name of a systemd unit", clip(u.v))
+			}
+			c.MayFail = append(c.MayFail, u.v)
 		}
 		p.site.Classes[c.Name] = c
 	}

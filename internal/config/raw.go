@@ -105,6 +105,7 @@ type rawClass struct {
 	Wipe    text            `yaml:"wipe" enum:"metadata discard overwrite secure" doc:"how disks are erased; discard (default)"`
 	Watts   number          `yaml:"watts" doc:"nameplate power of one node, reserved before a start"`
 	Slots   map[string]text `yaml:"slots" doc:"PCI address of a port or card: label a technician can find"`
+	MayFail []text          `yaml:"mayFail" doc:"systemd units of the image whose failure burn-in accepts"`
 	Boot    text            `yaml:"boot" enum:"uki shim ipxe" doc:"uki: signed with the site's Secure Boot key; shim: vendors' keys, by Debian's shim and GRUB; ipxe: no Secure Boot; whatever the firmware takes (default)"`
 	Approve text            `yaml:"approve" enum:"operator rule" doc:"operator (default), or rule: nodes whose verdict is convert are approved without a person"`
 }

@@ -117,8 +117,9 @@ type Class struct {
 	GPUModel     string
 	MinLinkWidth int
 	Slots        map[string]string
-	Boot         string // uki, shim, ipxe: how its firmware is to boot; empty: as it can
-	ApproveRule  bool   // approved without a person when the verdict is convert
+	MayFail      []string // units of the image whose failure burn-in accepts
+	Boot         string   // uki, shim, ipxe: how its firmware is to boot; empty: as it can
+	ApproveRule  bool     // approved without a person when the verdict is convert
 }
 
 // A Node is one expected machine. Spec has the class's values filled in where

@@ -54,6 +54,7 @@ type Class struct {
 	GPUModel     string
 	Slots        map[string]string // PCI address of a port or GPU -> label a technician can find
 	Watts        float64
+	MayFail      []string // units of the image whose failure burn-in accepts
 	Boot         pxe.Path // how its firmware is to boot; empty: as it can
 }
 

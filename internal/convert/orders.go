@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"smelt/burnin"
+	"smelt/images"
 	"smelt/internal/join"
 	"smelt/internal/store"
 	"smelt/inventory"
@@ -339,7 +340,7 @@ func (t *turn) subject() *burnin.Subject {
 	class := t.Site.Classes[t.n.Spec.Class]
 	s := &burnin.Subject{
 		Node: t.n.ID, Hardware: *t.n.Hardware, Server: t.Site.Server, Scratch: "/var/lib/smelt/scratch",
-		Class: burnin.ClassLimits{MinLinkWidth: class.MinLinkWidth},
+		Class: burnin.ClassLimits{MinLinkWidth: class.MinLinkWidth}, Installed: t.installed(),
 	}
 	if stand := t.Site.StandsFor[t.n.ID]; t.Site.Lab && len(stand) > 0 {
 		s.Sim = &burnin.Simulation{}
@@ -348,6 +349,26 @@ func (t *turn) subject() *burnin.Subject {
 		}
 	}
 	return s
+}
+
+// installed is what the image of the node promises. An image that the store
+// has no more promises nothing, and what is asked of every system remains.
+func (t *turn) installed() *burnin.Installed {
+	out := &burnin.Installed{MayFail: t.Site.Classes[t.n.Spec.Class].MayFail}
+	d, err := images.ParseDigest(t.n.Image)
+	if err != nil {
+		return out
+	}
+	m, err := t.Images.Manifest(d)
+	if err != nil {
+		t.Log.Warn("what its image promises is not known", "node", t.n.ID, "err", err)
+		return out
+	}
+	out.Kernel = m.Kernel
+	if m.Driver != nil {
+		out.Driver = m.Driver.Version
+	}
+	return out
 }
 
 // member is the node as the cluster needs it. Simulated cards are not offered:
