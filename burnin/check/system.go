@@ -223,7 +223,7 @@ func (c System) root(r *burnin.Result) error {
 	if fs.Flags&unix.ST_RDONLY != 0 {
 		ro = 1
 	}
-	r.Findings = append(r.Findings, atMost(burnin.Finding{Item: "root file system", Name: "read-only", Value: ro, Cause: burnin.CauseSystem,
+	r.Findings = append(r.Findings, atMost(burnin.Finding{Item: "root file system", Name: "mounts that cannot be written", Value: ro, Cause: burnin.CauseSystem,
 		Fix: "look at why the kernel made it read-only: journalctl -b -k"}, 0))
 	counters, err := filepath.Glob(filepath.Join(c.Root, "/sys/fs/ext4/*/errors_count"))
 	if err != nil {

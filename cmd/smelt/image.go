@@ -14,11 +14,11 @@ import (
 	"smelt/images/build"
 )
 
-func newImage() *cobra.Command {
+func newImage(o *options) *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "Build, list and verify OS images"}
 	var state string
 	cmd.PersistentFlags().StringVar(&state, "state", "/var/lib/smelt", "state folder of the site: its image store and its key")
-	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state), newImageKernel())
+	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state), newImageKernel(), newImageTry(o, &state))
 	return cmd
 }
 

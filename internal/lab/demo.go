@@ -28,7 +28,7 @@ var want = map[inventory.NodeID]inventory.State{
 func (l *Lab) Demo(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	view := newView(l.opts.Out)
+	view := newView(l.opts.Out, want)
 	defer view.close()
 
 	view.say("Switching on three machines that have no Smelt on them.")

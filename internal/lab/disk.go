@@ -69,7 +69,7 @@ func miningDisk(path, worker string, rig int) error {
 			return err
 		}
 	}
-	if err := blankDisk(path); err != nil {
+	if err := blankDisk(path, diskSize); err != nil {
 		return err
 	}
 	sfdisk := exec.Command("sfdisk", "--quiet", path)
@@ -86,12 +86,12 @@ func miningDisk(path, worker string, rig int) error {
 }
 
 // blankDisk makes an empty sparse disk.
-func blankDisk(path string) error {
+func blankDisk(path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	if err := f.Truncate(diskSize); err != nil {
+	if err := f.Truncate(size); err != nil {
 		f.Close()
 		return err
 	}

@@ -74,7 +74,24 @@ func (o Options) SlurmDir() string { return o.path("slurm") }
 // Up starts the lab: network, cluster, server, and the machines, which are
 // off. What an earlier run left (database, disks) is removed; images and keys
 // are kept. Close must be called also when Up fails.
-func Up(ctx context.Context, o Options) (_ *Lab, err error) {
+func Up(ctx context.Context, o Options) (*Lab, error) {
+	return up(ctx, o, scene{machines: machineNames(), addrs: bridgeAddrs, site: siteYAML, furnish: func(ctx context.Context, l *Lab) error {
+		if err := l.startSlurm(ctx); err != nil {
+			return err
+		}
+		return l.startMachines(ctx)
+	}})
+}
+
+// A scene is what one kind of lab consists of.
+type scene struct {
+	machines []string                          // each gets a tap
+	addrs    []string                          // of the bridge: the server's and the BMCs'
+	site     func(Options) string              // site.yaml
+	furnish  func(context.Context, *Lab) error // makes the machines and what surrounds them
+}
+
+func up(ctx context.Context, o Options, s scene) (_ *Lab, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("the lab needs root to make a network namespace: run it with sudo")
 	}
@@ -102,16 +119,13 @@ func Up(ctx context.Context, o Options) (_ *Lab, err error) {
 	if l.space, err = newSpace(); err != nil {
 		return nil, fmt.Errorf("make the lab's namespaces: %w", err)
 	}
-	if err := l.space.network(machineNames()); err != nil {
+	if err := l.space.network(s.machines, s.addrs); err != nil {
 		return nil, fmt.Errorf("make the lab's network: %w", err)
 	}
-	if err := l.startSlurm(ctx); err != nil {
+	if err := s.furnish(ctx, l); err != nil {
 		return nil, err
 	}
-	if err := l.startMachines(ctx); err != nil {
-		return nil, err
-	}
-	if err := l.startServer(ctx); err != nil {
+	if err := l.startServer(ctx, s.site(o)); err != nil {
 		return nil, err
 	}
 	return l, nil
@@ -228,14 +242,15 @@ func (l *Lab) URL() string { return "http://" + l.opts.UI }
 // startServer runs smelt serve inside the lab. Its listener for people is made
 // out here, so that the pages are reached from this machine, and handed over
 // as systemd would.
-func (l *Lab) startServer(ctx context.Context) error {
-	if err := os.WriteFile(l.opts.SiteFile(), []byte(siteYAML(l.opts)), 0o644); err != nil {
+func (l *Lab) startServer(ctx context.Context, site string) error {
+	if err := os.WriteFile(l.opts.SiteFile(), []byte(site), 0o644); err != nil {
 		return err
 	}
 	ln, err := net.Listen("tcp", l.opts.UI)
 	if err != nil {
 		return fmt.Errorf("listen for the pages: %w (is another server on %s? choose one with --ui)", err, l.opts.UI)
 	}
+	l.opts.UI = ln.Addr().String() // port 0 is any that is free
 	f, err := ln.(*net.TCPListener).File()
 	ln.Close()
 	if err != nil {

@@ -63,7 +63,7 @@ func (l *Lab) design(name string) (*vbmc.Machine, error) {
 		m.SMBIOS.Serial, m.SMBIOS.BoardSerial, m.SMBIOS.ChassisSerial = serial, "MB"+serial, "CH"+serial
 	}
 	if worker == "" {
-		return m, blankDisk(disk)
+		return m, blankDisk(disk, diskSize)
 	}
 	return m, miningDisk(disk, worker, rig)
 }

@@ -79,9 +79,8 @@ func (s *space) close() {
 	<-s.done
 }
 
-// network makes lo, the bridge with the server's and the BMCs' addresses, and
-// one tap for each machine.
-func (s *space) network(machines []string) error {
+// network makes lo, the bridge with its addresses, and one tap for each machine.
+func (s *space) network(machines, addrs []string) error {
 	return s.do(func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
@@ -96,7 +95,7 @@ func (s *space) network(machines []string) error {
 		if err := netlink.LinkAdd(br); err != nil {
 			return fmt.Errorf("bridge: %w", err)
 		}
-		for _, a := range bridgeAddrs {
+		for _, a := range addrs {
 			addr, err := netlink.ParseAddr(a)
 			if err != nil {
 				return err

@@ -19,7 +19,8 @@ import (
 type view struct {
 	out   io.Writer
 	start time.Time
-	bars  *mpb.Progress // nil when out is no terminal
+	bars  *mpb.Progress                        // nil when out is no terminal
+	want  map[inventory.NodeID]inventory.State // how each must end
 	mu    sync.Mutex
 	rows  map[inventory.NodeID]*row
 }
@@ -31,8 +32,8 @@ type row struct {
 	shown time.Time
 }
 
-func newView(out io.Writer) *view {
-	v := &view{out: out, start: time.Now(), rows: map[inventory.NodeID]*row{}}
+func newView(out io.Writer, want map[inventory.NodeID]inventory.State) *view {
+	v := &view{out: out, want: want, start: time.Now(), rows: map[inventory.NodeID]*row{}}
 	if f, ok := out.(*os.File); ok && isTerminal(f) {
 		v.bars = mpb.New(mpb.WithOutput(f), mpb.WithWidth(30), mpb.WithRefreshRate(200*time.Millisecond))
 	}
@@ -81,7 +82,7 @@ func (v *view) show(n api.NodeView) {
 				})))
 		}
 	}
-	ended := n.Node.State == want[id]
+	ended := n.Node.State == v.want[id]
 	doing := ""
 	switch {
 	case n.Progress != nil && n.Progress.Doing != "":
