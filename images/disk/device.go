@@ -15,15 +15,31 @@ import (
 // device is a disk, or a file that stands for one, that nobody else uses.
 type device struct {
 	*os.File
-	path  string
-	size  int64
-	block bool // a block device
+	path   string
+	size   int64
+	sector int64 // bytes; what direct I/O goes by
+	block  bool  // a block device
 }
 
-// openDevice opens an existing disk for us alone. It never creates: a device
+// openDevice opens an existing disk, for us alone, that can take an image.
+func openDevice(path string) (*device, error) {
+	d, err := openDisk(path)
+	if err != nil {
+		return nil, err
+	}
+	// A partition table and a FAT are written in sectors: an image for 512
+	// cannot start from a 4096-byte-sector disk, whatever is copied.
+	if d.sector != 512 {
+		_ = d.Close()
+		return nil, fmt.Errorf("%s has sectors of %d bytes, images are for 512: reformat the drive to 512-byte sectors (nvme format --lbaf, sg_format)", path, d.sector)
+	}
+	return d, nil
+}
+
+// openDisk opens an existing disk for us alone. It never creates: a device
 // that is not there must not become a file in RAM that takes the image and
 // reports success.
-func openDevice(path string) (*device, error) {
+func openDisk(path string) (*device, error) {
 	i, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("open disk: %w", err)
@@ -67,7 +83,7 @@ func (d *device) measure() error {
 	if d.size, err = d.Seek(0, io.SeekEnd); err != nil {
 		return fmt.Errorf("size of %s: %w", d.path, err)
 	}
-	if !d.block {
+	if d.sector = 512; !d.block {
 		return nil
 	}
 	ro, err := unix.IoctlGetInt(int(d.Fd()), unix.BLKROGET)
@@ -78,11 +94,7 @@ func (d *device) measure() error {
 	if err != nil {
 		return fmt.Errorf("sector size of %s: %w", d.path, err)
 	}
-	// A partition table and a FAT are written in sectors: an image for 512
-	// cannot start from a 4096-byte-sector disk, whatever is copied.
-	if sector != 512 {
-		return fmt.Errorf("%s has sectors of %d bytes, images are for 512: reformat the drive to 512-byte sectors (nvme format --lbaf, sg_format)", d.path, sector)
-	}
+	d.sector = int64(sector)
 	return nil
 }
 
