@@ -203,5 +203,9 @@ type Salvage struct {
 	MinerOS    string            `json:"minerOS,omitempty"` // HiveOS, RaveOS, ...
 	WorkerName string            `json:"workerName,omitempty"`
 	RigID      string            `json:"rigID,omitempty"`
+	Pools      []string          `json:"pools,omitempty"` // hosts that it mined at; of a wallet nothing is kept
 	Files      map[string]string `json:"files,omitempty"` // path -> content with secrets redacted
 }
+
+// Redacted stands in the files of a Salvage where something was taken out.
+const Redacted = "REDACTED"

@@ -16,7 +16,7 @@ type Plan struct {
 	Image     string   `json:"image"` // manifest digest, hexadecimal
 	ImageName string   `json:"imageName,omitempty"`
 	Profile   string   `json:"profile"`
-	Wipe      string   `json:"wipe"` // metadata, discard, overwrite, secure
+	Wipe      string   `json:"wipe"` // one of WipeLevels
 	Disks     []DiskID `json:"disks"`
 	Target    DiskID   `json:"target"` // the disk the image goes to
 	Cluster   string   `json:"cluster,omitempty"`

@@ -29,7 +29,7 @@ import (
 // siteKey is the key that signs permits and, unless the site signs offline,
 // images. It is made on first use in STATE/site.key (0600).
 func siteKey(state string) (ed25519.PrivateKey, error) {
-	k, err := keyFile(filepath.Join(state, "site.key"), func() (crypto.PrivateKey, error) {
+	k, err := keyFile(siteKeyPath(state), func() (crypto.PrivateKey, error) {
 		_, k, err := ed25519.GenerateKey(rand.Reader)
 		return k, err
 	})
@@ -38,10 +38,12 @@ func siteKey(state string) (ed25519.PrivateKey, error) {
 	}
 	key, ok := k.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("%s: want an ed25519 key, found %T", filepath.Join(state, "site.key"), k)
+		return nil, fmt.Errorf("%s: want an ed25519 key, found %T", siteKeyPath(state), k)
 	}
 	return key, nil
 }
+
+func siteKeyPath(state string) string { return filepath.Join(state, "site.key") }
 
 // agentCertificate is what agents pin: the SHA-256 of its public key is built
 // into the RAM system. Names and dates are of no weight to them, because the

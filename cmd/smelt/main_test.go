@@ -107,6 +107,9 @@ func testSite(e *testscript.Env) error {
 	if err := fillStore(ctx, st); err != nil {
 		return err
 	}
+	if err := fileCertificate(ctx, st, filepath.Join(e.WorkDir, "state")); err != nil {
+		return err
+	}
 	ts := httptest.NewServer(s.UI())
 	e.Defer(func() {
 		s.Close()

@@ -151,9 +151,9 @@ type ataDrive struct {
 	sanitized, sanitizeFrozen bool
 }
 
-func identifyATA(p port) (*ataDrive, error) {
+func identifyATA(p port, unlock bool) (*ataDrive, error) {
 	a := &ataDrive{port: p}
-	if err := a.identify(); err != nil || !a.security(securityEnabled) || a.security(securityFrozen) {
+	if err := a.identify(); err != nil || !unlock || !a.security(securityEnabled) || a.security(securityFrozen) {
 		return a, err
 	}
 	// A security erase of ours that lost power leaves the drive locked with our

@@ -92,7 +92,7 @@ func send(p port, c *scsiCommand) error {
 // identifySCSI asks whatever is behind a SCSI device who it is: an ATA drive
 // behind AHCI, a SAS adapter or a USB bridge, a SAS drive, or a volume of a
 // RAID controller. Nil: it speaks no SCSI.
-func identifySCSI(p port) (eraser, error) {
+func identifySCSI(p port, unlock bool) (eraser, error) {
 	inquiry := make([]byte, 96)
 	if err := send(p, &scsiCommand{cdb: []byte{scsiInquiry, 0, 0, 0, byte(len(inquiry)), 0}, data: inquiry}); err != nil {
 		return nil, nil
@@ -107,7 +107,7 @@ func identifySCSI(p port) (eraser, error) {
 	// SAT-3 10.3: an ATA drive behind a translation calls itself ATA, or has
 	// the page of ATA information.
 	if trimmed(inquiry[8:16]) == "ATA" || page(0x89) != nil {
-		a, err := identifyATA(p)
+		a, err := identifyATA(p, unlock)
 		if err != nil {
 			return nil, fmt.Errorf("%w: the adapter in between does not let the drive be spoken to (%v): connect it to a SATA port, or choose overwrite", ErrWeaker, err)
 		}

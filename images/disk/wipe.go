@@ -90,13 +90,9 @@ var (
 	// The disk was wiped at the level in Wiped.Reached, if any.
 	ErrWeaker = errors.New("disk cannot be wiped that thoroughly")
 	// ErrFrozen is wrapped too when the firmware of the machine locked the
-	// drive's erase, as many do at each start. See Thaw.
+	// drive's erase, as many do at each start.
 	ErrFrozen = errors.New("the drive is frozen")
 )
-
-// Thaw is what a person can do about ErrFrozen.
-const Thaw = "the machine's firmware froze the drive at power-on: with the machine running, unplug the drive's power and its data cable for ten seconds and plug them in again; " +
-	"or suspend the machine to RAM and wake it; or turn off \"security freeze lock\" in the firmware's setup"
 
 // Wipe wipes the disk at path, which must be used by nobody. progress may be
 // nil. Killed in the middle, it is simply run again.
@@ -124,10 +120,11 @@ func Wipe(ctx context.Context, path string, level Level, progress func(done, tot
 
 // Settle waits until the drive behind f, which may be open for reading only,
 // is done with an erase that it carries on with by itself since before a loss
-// of power: it answers no read until then. progress may be nil. A drive that
-// knows nothing of the kind is settled.
+// of power: it answers no read until then. If a security erase of ours lost
+// power, it takes the password away that the drive is locked with since. A
+// drive that knows nothing of the kind is settled. progress may be nil.
 func Settle(ctx context.Context, f *os.File, progress func(done, total int64)) error {
-	d, own := behind(f)
+	d, own := behind(f, true)
 	if own == nil {
 		return nil
 	}
@@ -141,7 +138,7 @@ func Settle(ctx context.Context, f *os.File, progress func(done, total int64)) e
 // Lost tells whether the data on the drive behind f is out of everybody's
 // reach: its last sanitize failed, and only another one opens it again.
 func Lost(f *os.File) bool {
-	_, own := behind(f)
+	_, own := behind(f, false)
 	if own == nil {
 		return false
 	}
@@ -150,7 +147,7 @@ func Lost(f *os.File) bool {
 }
 
 // behind asks the drive behind f who it is; nil if that cannot be known.
-func behind(f *os.File) (*drive, eraser) {
+func behind(f *os.File, unlock bool) (*drive, eraser) {
 	i, err := f.Stat()
 	if err != nil {
 		return nil, nil
@@ -160,7 +157,7 @@ func behind(f *os.File) (*drive, eraser) {
 		return nil, nil
 	}
 	d := &drive{port: blockPort{&device{File: f, path: f.Name(), size: size, sector: 512, block: i.Mode().Type() == fs.ModeDevice}}, size: size, sector: 512, pause: time.Second}
-	own, err := d.eraser()
+	own, err := d.eraser(unlock)
 	if err != nil {
 		return nil, nil
 	}
@@ -175,7 +172,7 @@ type drive struct {
 }
 
 func (d *drive) wipe(ctx context.Context, level Level, progress func(done, total int64)) (w Wiped, err error) {
-	own, err := d.eraser()
+	own, err := d.eraser(true)
 	if err != nil && level >= Secure {
 		return w, err
 	}
@@ -360,11 +357,12 @@ type erasure struct {
 	done            float64 // 0 to 1
 }
 
-// eraser asks the drive who it is. Nil: one that cannot erase itself.
-func (d *drive) eraser() (eraser, error) {
+// eraser asks the drive who it is, and takes a password of ours away if it may.
+// Nil: one that cannot erase itself.
+func (d *drive) eraser(unlock bool) (eraser, error) {
 	nsid, err := d.namespace()
 	if err != nil {
-		return identifySCSI(d.port)
+		return identifySCSI(d.port, unlock)
 	}
 	n, err := identifyNVMe(d.port, nsid)
 	if err != nil {

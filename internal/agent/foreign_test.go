@@ -20,3 +20,16 @@ func TestForeignKindsAgree(t *testing.T) {
 		}
 	}
 }
+
+// The words of the plan and of the agent for how thoroughly a disk is wiped are
+// the same, in the same order.
+func TestWipeLevelsAgree(t *testing.T) {
+	for i, word := range inventory.WipeLevels {
+		if l, err := disk.ParseLevel(word); err != nil || l != disk.Metadata+disk.Level(i) {
+			t.Errorf("%s is level %d, %v", word, l, err)
+		}
+	}
+	if n := disk.Purge - disk.Metadata + 1; int(n) != len(inventory.WipeLevels) {
+		t.Errorf("%d levels, %d words", n, len(inventory.WipeLevels))
+	}
+}

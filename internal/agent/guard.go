@@ -325,6 +325,9 @@ func foreignOn(f *os.File) ([]string, error) {
 		return nil, err
 	}
 	sigs, err := disk.Signatures(f, size)
+	if err != nil && disk.Lost(f) {
+		return nil, nil // an erase of it began and failed: what was there is nobody's any more
+	}
 	if err != nil {
 		return nil, err
 	}

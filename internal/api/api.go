@@ -77,7 +77,7 @@ type Order struct {
 
 // WipeOrder names the disks again, and what foreign signatures the plan allows.
 type WipeOrder struct {
-	Level string             `json:"level"` // metadata, discard, overwrite, secure
+	Level string             `json:"level"` // one of inventory.WipeLevels
 	Disks []inventory.DiskID `json:"disks"`
 	Allow []string           `json:"allow,omitempty"` // zfs_member, LVM2_member, ...
 }
@@ -136,17 +136,10 @@ type Result struct {
 	Kind     string            `json:"kind"`
 	OK       bool              `json:"ok"`
 	Error    string            `json:"error,omitempty"`
-	Cause    string            `json:"cause,omitempty"` // permit, fence, identity, foreign-data, verify, disk, network, other
+	Cause    string            `json:"cause,omitempty"` // permit, fence, identity, foreign-data, level, frozen, verify, disk, network, other
 	Evidence map[string]string `json:"evidence,omitempty"`
-	Wiped    []Wiped           `json:"wiped,omitempty"`
+	Wiped    []inventory.Wiped `json:"wiped,omitempty"`
 	Report   *burnin.Report    `json:"report,omitempty"` // unjudged: the server judges
-}
-
-// Wiped is the level reached on one disk.
-type Wiped struct {
-	Disk  inventory.DiskID `json:"disk"`
-	Level string           `json:"level"`
-	Took  time.Duration    `json:"took"`
 }
 
 // PermitUse asks to use a permit right before the first byte.
@@ -166,6 +159,8 @@ const (
 	PathNetworks = "/api/v1/networks" // GET NetworkList; GET /seen SightingList
 	PathReports  = "/api/v1/reports"  // GET /{node} ReportList; GET /{node}/{id}.json, .html
 	PathOpenAPI  = "/api/openapi.json"
+
+	PathCertificates = "/api/v1/certificates" // GET /{node} CertificateList; GET /{node}/{id}.json (signed), .html
 )
 
 // NodeView is a node with what people need beside it.
@@ -186,6 +181,7 @@ type NodeView struct {
 	Tasks      []inventory.Task  `json:"tasks,omitempty"`
 	Events     []inventory.Event `json:"events,omitempty"`  // only for one node
 	Reports    []ReportRef       `json:"reports,omitempty"` // only for one node
+	Wipes      []CertificateRef  `json:"wipes,omitempty"`   // only for one node
 	Boot       []BootEvent       `json:"boot,omitempty"`    // only for one node: its last network boots, oldest first
 }
 
@@ -196,6 +192,21 @@ type ReportRef struct {
 	At     time.Time `json:"at"`
 	HTML   string    `json:"html"` // path
 	JSON   string    `json:"json"`
+}
+
+// CertificateRef points at the certificate of a wipe.
+type CertificateRef struct {
+	ID   string    `json:"id"`
+	At   time.Time `json:"at"`
+	HTML string    `json:"html"` // path
+	JSON string    `json:"json"` // the signed document
+}
+
+// CertificateList is the wipe certificates of one node, newest first.
+type CertificateList struct {
+	APIVersion string           `json:"apiVersion"`
+	Kind       string           `json:"kind"` // CertificateList
+	Items      []CertificateRef `json:"items"`
 }
 
 // NodeList is all nodes.

@@ -307,6 +307,29 @@ func (c *Client) Report(ctx context.Context, node inventory.NodeID, id string) (
 	return burnin.ParseJSON(resp.Body)
 }
 
+// Certificates lists the wipe certificates of a node, newest first.
+func (c *Client) Certificates(ctx context.Context, node inventory.NodeID) (CertificateList, error) {
+	var v CertificateList
+	_, err := c.do(ctx, "GET", PathCertificates+"/"+url.PathEscape(string(node)), nil, &v)
+	return v, err
+}
+
+// maxCertificate bounds what is read of one certificate.
+const maxCertificate = 4 << 20
+
+// Certificate returns one wipe certificate as it was signed.
+func (c *Client) Certificate(ctx context.Context, node inventory.NodeID, id string) ([]byte, error) {
+	resp, err := c.send(ctx, "GET", PathCertificates+"/"+url.PathEscape(string(node))+"/"+url.PathEscape(id)+".json", nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if err := problem(resp); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(resp.Body, maxCertificate))
+}
+
 // A Notice is one message of the stream of events: either an event or the
 // progress of a node.
 type Notice struct {

@@ -102,7 +102,7 @@ type rawClass struct {
 	Target  text            `yaml:"target" need:"yes" doc:"floors that triage holds a node against"`
 	Image   text            `yaml:"image" need:"yes" doc:"name or digest of an image in the store"`
 	Profile text            `yaml:"profile" need:"yes" doc:"burn-in profile"`
-	Wipe    text            `yaml:"wipe" enum:"metadata discard overwrite secure" doc:"how disks are erased; discard (default)"`
+	Wipe    text            `yaml:"wipe" enum:"metadata discard overwrite secure purge" doc:"how thoroughly disks are erased: metadata, discard (default), overwrite, secure (by the drive itself), purge (by the drive, as NIST SP 800-88r1 has it); a drive that cannot is a failure"`
 	Watts   number          `yaml:"watts" doc:"nameplate power of one node, reserved before a start"`
 	Slots   map[string]text `yaml:"slots" doc:"PCI address of a port or card: label a technician can find"`
 	MayFail []text          `yaml:"mayFail" doc:"systemd units of the image whose failure burn-in accepts"`

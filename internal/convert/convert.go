@@ -158,6 +158,7 @@ type Result struct {
 	Error    string            `json:"error,omitempty"`
 	Cause    string            `json:"cause,omitempty"`
 	Evidence map[string]string `json:"evidence,omitempty"`
+	Wiped    []inventory.Wiped `json:"wiped,omitempty"`
 	Report   *burnin.Report    `json:"report,omitempty"`
 }
 

@@ -162,7 +162,13 @@ func (a *hand) written(kind string) convert.Order {
 	a.t.Helper()
 	o := a.ordered(kind)
 	a.ok(a.c.UsePermit(a.t.Context(), a.agent, a.permit(o).ID))
-	a.finish(o, convert.Result{OK: true})
+	r := convert.Result{OK: true}
+	if kind == "wipe" {
+		for _, d := range o.Plan.Disks {
+			r.Wiped = append(r.Wiped, inventory.Wiped{Disk: d, Level: o.Plan.Wipe})
+		}
+	}
+	a.finish(o, r)
 	return o
 }
 

@@ -412,6 +412,7 @@ const (
 	maxWords    = 4 << 10 // bytes of one text
 	maxKey      = 200
 	maxEvidence = 32 // entries
+	maxWiped    = 64 // disks
 )
 
 // bounded is r with no more words than an event should carry.
@@ -425,6 +426,17 @@ func (r Result) bounded() Result {
 			r.Evidence = map[string]string{}
 		}
 		r.Evidence[cutText(k, maxKey)] = cutText(evidence[k], maxWords)
+	}
+	wiped := r.Wiped
+	r.Wiped = nil
+	for _, w := range wiped[:min(len(wiped), maxWiped)] {
+		w.Model, w.Bus, w.Level, w.NIST, w.Method = cutText(w.Model, maxKey), cutText(w.Bus, maxKey), cutText(w.Level, maxKey), cutText(w.NIST, maxKey), cutText(w.Method, maxKey)
+		notes := w.Notes
+		w.Notes = nil
+		for _, n := range notes[:min(len(notes), maxEvidence)] {
+			w.Notes = append(w.Notes, cutText(n, maxWords))
+		}
+		r.Wiped = append(r.Wiped, w)
 	}
 	return r
 }

@@ -82,10 +82,8 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	if _, ok := t.Site.Profiles[p.Profile]; !ok {
 		return inventory.Plan{}, fmt.Errorf("there is no burn-in profile %q", p.Profile)
 	}
-	switch p.Wipe {
-	case "metadata", "discard", "overwrite", "secure":
-	default:
-		return inventory.Plan{}, fmt.Errorf("wipe %q: want metadata, discard, overwrite or secure", p.Wipe)
+	if !slices.Contains(inventory.WipeLevels, p.Wipe) {
+		return inventory.Plan{}, fmt.Errorf("wipe %q: want one of %s", p.Wipe, strings.Join(inventory.WipeLevels, ", "))
 	}
 	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, v.size); err != nil {
 		return inventory.Plan{}, err

@@ -154,8 +154,21 @@ func TestTalkativeAgent(t *testing.T) {
 	for i := range 1000 {
 		ev[fmt.Sprintf("%04d", i)] = strings.Repeat("x", 10000)
 	}
-	a.finish(o, convert.Result{OK: true, Evidence: ev})
+	long := inventory.Wiped{Disk: o.Plan.Target, Level: o.Plan.Wipe, Method: strings.Repeat("m", 10000)}
+	for range 1000 {
+		long.Notes = append(long.Notes, strings.Repeat("n", 10000))
+	}
+	a.finish(o, convert.Result{OK: true, Evidence: ev, Wiped: []inventory.Wiped{long}})
 	h.reach(a.id, inventory.Imaging)
+	blobs, err := h.s.Blobs(t.Context(), a.id, "certificates/")
+	a.ok(err)
+	for _, b := range blobs {
+		b, err := h.s.Blob(t.Context(), a.id, b.Name)
+		a.ok(err)
+		if len(b.Data) > 512<<10 {
+			t.Errorf("%s has %d bytes", b.Name, len(b.Data))
+		}
+	}
 	a.finish(a.ordered("image"), convert.Result{Error: strings.Repeat("ä", 10000), Cause: strings.Repeat("y", 10000)})
 	n := h.reach(a.id, inventory.NeedsWork)
 	if len(n.Failure.Detail) > 4200 || len(n.Failure.Cause) > 200 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"smelt/internal/store"
 	"smelt/inventory"
 	"smelt/power"
 )
@@ -49,6 +50,10 @@ func (t *turn) writing() error {
 // written takes in the end of a destructive order.
 func (t *turn) written(r reported, action string, next inventory.State) error {
 	if !r.OK {
+		if len(r.Wiped) > 0 {
+			// What was done to each disk is history, also where it was not enough.
+			t.add(inventory.Event{Kind: inventory.KindStep, Actor: "agent", Reason: action + " failed", Evidence: r.Evidence})
+		}
 		return t.fail(causeOf(r), fmt.Sprintf("%s: %s", action, r.Error), t.writeTask(r))
 	}
 	// Nobody is believed who says it is done and never asked to begin.
@@ -56,16 +61,29 @@ func (t *turn) written(r reported, action string, next inventory.State) error {
 	if err != nil {
 		return err
 	}
-	began := false
-	for _, p := range used {
-		began = began || !p.Used.IsZero() && p.Action == action && p.Plan == t.n.Plan.Digest && p.Fence == t.n.Fence
+	var permit *store.PermitUse
+	for i, p := range used {
+		if !p.Used.IsZero() && p.Action == action && p.Plan == t.n.Plan.Digest && p.Fence == t.n.Fence {
+			permit = &used[i]
+		}
 	}
-	if !began {
+	if permit == nil {
 		return t.fail("permit", "the agent reports "+action+" as done but never used a permit for it")
 	}
 	ev := map[string]string{}
 	for k, v := range r.Evidence {
 		ev[k] = v
+	}
+	if action == orderWipe {
+		if why := short(*t.n.Plan, r.Wiped); why != "" {
+			r.Error = why
+			return t.fail("level", why, t.writeTask(r))
+		}
+		id, err := t.certify(*permit, r.Wiped)
+		if err != nil {
+			return err
+		}
+		t.add(inventory.Event{Kind: inventory.KindStep, Actor: system, Reason: "wipe certificate " + id, Evidence: map[string]string{"certificate": id}})
 	}
 	t.move(next, action+" done and verified by the agent", ev)
 	return nil
@@ -78,6 +96,11 @@ func causeOf(r reported) string {
 	return r.Cause
 }
 
+// thaw is what a person can do about a drive whose erase the firmware of the
+// machine locked.
+const thaw = "The firmware of the machine freezes the drive at each start. Turn off \"security freeze lock\" (or \"block SID\", \"HDD password\") in its setup, " +
+	"or plug the drive into another port or an adapter that is not looked at by the firmware; or approve the node with --wipe=overwrite."
+
 // writeTask is what a person can do about a failed write.
 func (t *turn) writeTask(r reported) inventory.Task {
 	disk := "its disk"
@@ -88,6 +111,10 @@ func (t *turn) writeTask(r reported) inventory.Task {
 	switch r.Cause {
 	case "disk":
 		task.Verb, task.What, task.Proof = "replace", disk, "reinspect"
+	case "level":
+		task.Verb, task.What = "check", disk+": wipe it in another way (smelt node approve --wipe), or take it out and destroy it"
+	case "frozen":
+		task.Verb, task.What, task.How = "plug", disk, thaw
 	case "foreign-data", "identity":
 		task.Verb, task.What, task.Proof = "check", disk+": it is not what was approved", "reinspect"
 	case "verify":

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,7 +21,11 @@ import (
 // for the machine, and the overclock that says how its cards were worn. The
 // folder is on the root file system (ext4) of some releases and is a FAT
 // partition of its own on others.
-var hiveFiles = []string{"rig.conf", "nvidia-oc.conf", "amd-oc.conf"}
+var hiveFiles = []string{"rig.conf", "nvidia-oc.conf", "amd-oc.conf", walletFile}
+
+// walletFile says where the machine mined and for whom. Only the hosts of its
+// pools are kept.
+const walletFile = "wallet.conf"
 
 const (
 	maxSalvage    = 64 << 10 // of one file
@@ -132,6 +137,9 @@ func salvage(root *os.Root) (*inventory.Salvage, error) {
 		for _, f := range hiveFiles {
 			if b, err := readBounded(root, path.Join(dir, f)); err == nil {
 				s.Files[path.Join("/hive-config", f)] = Redact(b)
+				if f == walletFile {
+					s.Pools = Pools(b)
+				}
 			}
 		}
 		return s, nil
@@ -167,8 +175,24 @@ var plainKeys = map[string]bool{
 	"WORKER_NAME": true, "RIG_ID": true, "FARM_ID": true, "MINER": true, "MINER2": true, "TIMEZONE": true,
 }
 
-// redacted stands where something was taken out.
-const redacted = "REDACTED"
+// poolURL is an address such as stratum+tcp://WALLET.worker:x@pool.example:3333.
+// What comes before an @ is somebody's account.
+var poolURL = regexp.MustCompile(`(?i)\b[a-z][a-z0-9+]{1,20}://(?:[^\s"'/@]*@)?((?:[a-z0-9-]{1,24}\.){1,5}[a-z]{2,15}(?::[0-9]{1,5})?)(?:[\s"',/;\\]|$)`)
+
+const maxPools = 16
+
+// Pools names the hosts of the pools in a miner's configuration. It fails
+// closed: what does not look like the name of a host alone is left out, for a
+// wallet may stand where a host should.
+func Pools(text string) []string {
+	var out []string
+	for _, m := range poolURL.FindAllStringSubmatch(text[:min(len(text), maxSalvage)], -1) {
+		if host := strings.ToLower(m[1]); !slices.Contains(out, host) && len(out) < maxPools {
+			out = append(out, host)
+		}
+	}
+	return out
+}
 
 // Redact keeps of a shell-like configuration file what is harmless and takes
 // out everything else. It fails closed: a value is kept only when it is a row
@@ -179,7 +203,7 @@ func Redact(text string) string {
 		v := l.value
 		keep := !secretKey.MatchString(l.key) && (plainValue.MatchString(v) || plainKeys[l.key] && plainText(v))
 		if !keep {
-			v = redacted
+			v = inventory.Redacted
 		}
 		fmt.Fprintf(&b, "%s=\"%s\"\n", l.key, v)
 	}

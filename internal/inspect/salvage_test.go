@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"smelt/inventory"
 )
 
 func TestRedact(t *testing.T) {
@@ -57,7 +59,7 @@ func FuzzRedact(f *testing.F) {
 				t.Fatalf("line %q", l)
 			}
 			v = v[1 : len(v)-1]
-			if v != redacted && (secretKey.MatchString(k) || len(v) > 2048 || strings.ContainsAny(v, "\"'`$\\@\n")) {
+			if v != inventory.Redacted && (secretKey.MatchString(k) || len(v) > 2048 || strings.ContainsAny(v, "\"'`$\\@\n")) {
 				t.Errorf("%q was kept", l)
 			}
 		}
@@ -91,6 +93,42 @@ func TestSalvageFAT(t *testing.T) {
 	if got, err := salvage(root); err != nil || got != nil {
 		t.Errorf("salvage = %+v, %v", got, err)
 	}
+}
+
+// Of where a rig mined only the pools' hosts are kept: a wallet hides in many
+// places of an address.
+func TestPools(t *testing.T) {
+	const wallet = "1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa"
+	for _, tt := range []struct {
+		text string
+		want string
+	}{
+		{`TREX_URL="stratum2+tcp://ETH-eu.Pool.example:4444"`, "eth-eu.pool.example:4444"},
+		{`CUSTOM_URL="stratum+ssl://` + wallet + `.rig7:x@eu1.pool.example:3333/rig7"`, "eu1.pool.example:3333"},
+		{"A='tcp://a.example:1,tcp://b.example'\nB=tcp://a.example:1", "a.example:1 b.example"},
+		{"URL=stratum+tcp://" + wallet + ".pool.example:3333", ""},
+		{"URL=stratum+tcp://pool.example:3333" + wallet, ""},
+		{"URL=stratum+tcp://0xc0ffee", ""},
+		{"TEMPLATE=" + wallet + ".%WORKER_NAME%", ""},
+		{"URL=stratum+tcp://pool.example#" + wallet, ""},
+	} {
+		if got := strings.Join(Pools(tt.text), " "); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.text, got, tt.want)
+		}
+	}
+}
+
+func FuzzPools(f *testing.F) {
+	f.Add("stratum+tcp://w:x@pool.example:3333/w")
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, p := range Pools(text) {
+			for _, label := range strings.Split(p, ".") {
+				if host, _, _ := strings.Cut(label, ":"); len(host) > 24 || strings.ContainsAny(p, "@/\"' ") {
+					t.Errorf("%q of %q", p, text)
+				}
+			}
+		}
+	})
 }
 
 // A real ext4, mounted through a loop device: the files are found, nothing on

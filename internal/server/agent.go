@@ -212,12 +212,16 @@ func (s *Server) result(w http.ResponseWriter, r *http.Request, a store.Agent) {
 		s.fail(w, http.StatusUnprocessableEntity, "a result names its order", "")
 		return
 	}
-	res := convert.Result{Order: p.Order, Kind: p.Kind, OK: p.OK, Error: p.Error, Cause: p.Cause, Evidence: p.Evidence, Report: p.Report}
+	res := convert.Result{Order: p.Order, Kind: p.Kind, OK: p.OK, Error: p.Error, Cause: p.Cause, Evidence: p.Evidence, Wiped: p.Wiped, Report: p.Report}
 	for _, d := range p.Wiped {
 		if res.Evidence == nil {
 			res.Evidence = map[string]string{}
 		}
-		res.Evidence["wiped "+d.Disk.String()] = d.Level + " in " + d.Took.Round(time.Millisecond).String()
+		how := ""
+		if d.Method != "" {
+			how = " by " + d.Method
+		}
+		res.Evidence["wiped "+d.Disk.String()] = d.Level + how + " in " + d.Took.Round(time.Millisecond).String()
 	}
 	if err := s.Conductor.Finished(r.Context(), a, res); err != nil {
 		s.failure(w, r, err)

@@ -96,9 +96,36 @@ func (s *Server) getReport(w http.ResponseWriter, r *http.Request, _ who) {
 		s.fail(w, http.StatusNotFound, "reports are named ID.json and ID.html", "smelt burnin report NODE")
 		return
 	}
-	b, err := s.Store.Blob(r.Context(), inventory.NodeID(r.PathValue("node")), "reports/"+file)
+	s.document(w, r, "reports/"+file, "report "+file, "smelt burnin report "+r.PathValue("node"))
+}
+
+// certificateBlobs is where the conductor files wipe certificates.
+const certificateBlobs = "certificates/"
+
+func (s *Server) getCertificates(w http.ResponseWriter, r *http.Request, _ who) {
+	r.SetPathValue("id", r.PathValue("node"))
+	v, err := s.oneNode(r.Context(), nodeID(r))
+	if err != nil {
+		s.nodeFailure(w, r, err)
+		return
+	}
+	s.json(w, http.StatusOK, api.CertificateList{APIVersion: api.Version, Kind: "CertificateList", Items: v.Wipes})
+}
+
+func (s *Server) getCertificate(w http.ResponseWriter, r *http.Request, _ who) {
+	file := r.PathValue("file")
+	if !reportFile.MatchString(file) {
+		s.fail(w, http.StatusNotFound, "certificates are named ID.json and ID.html", "smelt certificate list NODE")
+		return
+	}
+	s.document(w, r, certificateBlobs+file, "wipe certificate "+file, "smelt certificate list "+r.PathValue("node"))
+}
+
+// document answers with something that was filed beside a node.
+func (s *Server) document(w http.ResponseWriter, r *http.Request, name, what, next string) {
+	b, err := s.Store.Blob(r.Context(), inventory.NodeID(r.PathValue("node")), name)
 	if errors.Is(err, store.ErrNotFound) {
-		s.fail(w, http.StatusNotFound, fmt.Sprintf("there is no report %s of node %s", file, r.PathValue("node")), "smelt burnin report "+r.PathValue("node"))
+		s.fail(w, http.StatusNotFound, fmt.Sprintf("there is no %s of node %s", what, r.PathValue("node")), next)
 		return
 	}
 	if err != nil {
@@ -106,8 +133,8 @@ func (s *Server) getReport(w http.ResponseWriter, r *http.Request, _ who) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if strings.HasSuffix(file, ".html") {
-		// A report is one file with its own style and no scripts; it holds words
+	if strings.HasSuffix(name, ".html") {
+		// A document is one file with its own style and no scripts; it holds words
 		// that machines chose, so it gets an origin of its own.
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		w.Header().Set("Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:")

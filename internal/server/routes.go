@@ -59,6 +59,8 @@ func (s *Server) routes() []route {
 		{method: "GET", path: api.PathImages, role: Viewer, id: "images", summary: "The image store", out: reflect.TypeFor[api.ImageList](), handle: s.getImages},
 		{method: "GET", path: api.PathReports + "/{node}", role: Viewer, id: "reports", summary: "Burn-in reports of a node, newest first", out: reflect.TypeFor[api.ReportList](), handle: s.getReports},
 		{method: "GET", path: api.PathReports + "/{node}/{file}", role: Viewer, id: "report", summary: "One report: ID.json or ID.html", handle: s.getReport},
+		{method: "GET", path: api.PathCertificates + "/{node}", role: Viewer, id: "certificates", summary: "Wipe certificates of a node, newest first", out: reflect.TypeFor[api.CertificateList](), handle: s.getCertificates},
+		{method: "GET", path: api.PathCertificates + "/{node}/{file}", role: Viewer, id: "certificate", summary: "One wipe certificate: ID.json, signed with the site's key (DSSE), or ID.html to print", handle: s.getCertificate},
 		{method: "POST", path: api.PathStop, role: Operator, id: "stop", summary: "Set or clear the global stop (on: true or false, reason): no permit is issued or used while it is set", in: in, out: out, handle: s.postStop},
 		{method: "GET", path: api.PathTokens, role: Operator, id: "tokens", summary: "Who has a token", out: reflect.TypeFor[api.TokenList](), handle: s.getTokens},
 		{method: "POST", path: api.PathTokens, role: Operator, id: "addToken", summary: "Make a token; it is shown this once", in: reflect.TypeFor[api.TokenRequest](), out: reflect.TypeFor[api.TokenGrant](), handle: s.postToken},

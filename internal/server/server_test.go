@@ -735,3 +735,41 @@ func TestCode(t *testing.T) {
 		t.Errorf("a stranger's phone: %d, and no way back after the login", resp.StatusCode)
 	}
 }
+
+// A certificate is a document of a node like its reports.
+func TestCertificates(t *testing.T) {
+	x := newSite(t)
+	for _, b := range []store.Blob{
+		{Name: "certificates/c1.json", Data: []byte(`{"signed":1}`)},
+		{Name: "certificates/c1.html", Data: []byte("<p>purge")},
+		{Name: "reports/c2.json", Data: []byte("{}")},
+	} {
+		b.Node, b.At = "rig-01", time.Now()
+		if err := x.Store.PutBlob(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := x.ui.URL + api.PathCertificates + "/rig-01"
+	resp, body := x.ask(t, "GET", at, x.tokens[Viewer], "")
+	if resp.StatusCode != 200 || !strings.Contains(body, `"id":"c1"`) || strings.Contains(body, "c2") || !strings.Contains(body, `"html":"/api/v1/certificates/rig-01/c1.html"`) {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	if resp, body := x.ask(t, "GET", at+"/c1.json", x.tokens[Viewer], ""); resp.StatusCode != 200 || body != `{"signed":1}` {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	resp, body = x.ask(t, "GET", at+"/c1.html", x.tokens[Viewer], "")
+	if resp.StatusCode != 200 || body != "<p>purge" || !strings.Contains(resp.Header.Get("Content-Security-Policy"), "sandbox") {
+		t.Errorf("%d %s %v", resp.StatusCode, body, resp.Header)
+	}
+	for _, name := range []string{"/c2.json", "/nothing.json", "/c1.txt", "/..%2freports%2fc2.json"} {
+		if resp, _ := x.ask(t, "GET", at+name, x.tokens[Viewer], ""); resp.StatusCode != 404 {
+			t.Errorf("%s: %d", name, resp.StatusCode)
+		}
+	}
+	if resp, _ := x.ask(t, "GET", at+"/c1.json", "", ""); resp.StatusCode != 401 {
+		t.Errorf("a stranger: %d", resp.StatusCode)
+	}
+	if _, body := x.ask(t, "GET", x.ui.URL+"/nodes/rig-01", x.tokens[Viewer], ""); !strings.Contains(body, "/api/v1/certificates/rig-01/c1.html") {
+		t.Error("the node's page does not link it")
+	}
+}

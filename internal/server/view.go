@@ -161,7 +161,10 @@ func (s *Server) oneNode(ctx context.Context, id inventory.NodeID) (api.NodeView
 	if s.Boot.Trace != nil {
 		v.Boot = s.Boot.Trace(n.MACs)
 	}
-	v.Reports, err = s.reports(ctx, v)
+	if v.Reports, err = s.reports(ctx, v); err != nil {
+		return v, err
+	}
+	v.Wipes, err = s.certificates(ctx, n.ID)
 	return v, err
 }
 
@@ -213,6 +216,25 @@ func (s *Server) reports(ctx context.Context, v api.NodeView) ([]api.ReportRef, 
 		}
 		base := api.PathReports + "/" + string(v.Node.ID) + "/" + id
 		out = append(out, api.ReportRef{ID: id, Answer: answers[id], At: b.At, HTML: base + ".html", JSON: base + ".json"})
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[i].At.After(out[j].At) })
+	return out, nil
+}
+
+// certificates lists the wipe certificates of a node, newest first.
+func (s *Server) certificates(ctx context.Context, id inventory.NodeID) ([]api.CertificateRef, error) {
+	blobs, err := s.Store.Blobs(ctx, id, certificateBlobs)
+	if err != nil {
+		return nil, err
+	}
+	var out []api.CertificateRef
+	for _, b := range blobs {
+		name, ok := strings.CutSuffix(strings.TrimPrefix(b.Name, certificateBlobs), ".json")
+		if !ok {
+			continue
+		}
+		base := api.PathCertificates + "/" + string(id) + "/" + name
+		out = append(out, api.CertificateRef{ID: name, At: b.At, HTML: base + ".html", JSON: base + ".json"})
 	}
 	sort.SliceStable(out, func(i, j int) bool { return out[i].At.After(out[j].At) })
 	return out, nil

@@ -245,7 +245,7 @@ func (a *agent) wipe(ctx context.Context, o api.Order, fail failing) (api.Result
 	}
 	r := api.Result{OK: true}
 	for _, d := range o.Wipe.Disks {
-		r.Wiped = append(r.Wiped, api.Wiped{Disk: d, Level: o.Wipe.Level, Took: a.site.Pace})
+		r.Wiped = append(r.Wiped, inventory.Wiped{Disk: d, Level: o.Wipe.Level, Method: "simulated", Took: a.site.Pace})
 	}
 	return r, true
 }

@@ -1,0 +1,86 @@
+package convert_test
+
+import (
+	"crypto/ed25519"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"smelt/internal/certificate"
+	"smelt/internal/convert"
+	"smelt/inventory"
+)
+
+// A wipe that is done leaves a signed certificate of every disk of the plan.
+func TestCertificate(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true})
+	a := h.wiping(0)
+	o := a.ordered("wipe")
+	p := a.permit(o)
+	a.ok(h.c.UsePermit(t.Context(), a.agent, p.ID))
+	var wiped []inventory.Wiped
+	for _, d := range o.Plan.Disks {
+		wiped = append(wiped, inventory.Wiped{Disk: d, Model: "Some SSD", Level: "purge", NIST: "purge", Method: "NVMe Sanitize, block erase", Proofs: 80, Took: time.Minute,
+			Notes: []string{"NVMe Sanitize, crypto erase: it lied"}})
+	}
+	// A disk that the plan does not name is not the agent's to certify.
+	stranger := inventory.Wiped{Disk: inventory.DiskID{Serial: "STRANGER", Size: 1}, Level: "purge"}
+	a.finish(o, convert.Result{OK: true, Wiped: append(wiped, stranger)})
+	n := h.reach(a.id, inventory.Imaging)
+	blobs, err := h.s.Blobs(t.Context(), a.id, "certificates/")
+	a.ok(err)
+	if len(blobs) != 2 {
+		t.Fatalf("%d documents, want JSON and HTML: %+v", len(blobs), blobs)
+	}
+	for _, b := range blobs {
+		b, err := h.s.Blob(t.Context(), a.id, b.Name)
+		a.ok(err)
+		if strings.HasSuffix(b.Name, ".html") {
+			if !strings.Contains(string(b.Data), "NVMe Sanitize, block erase") || !strings.Contains(string(b.Data), o.Plan.Disks[0].Serial) {
+				t.Errorf("the page does not say how what was wiped:\n%s", b.Data)
+			}
+			continue
+		}
+		c, err := certificate.Open(b.Data, siteKey().Public().(ed25519.PublicKey))
+		a.ok(err)
+		if c.Node != a.id || c.Run != o.Plan.Run || c.Permit != p.ID || c.Policy != o.Plan.Wipe || !c.Simulated || c.Site == "" ||
+			len(c.Disks) != len(o.Plan.Disks) || c.Disks[0].Disk != o.Plan.Disks[0] || c.Disks[0].Level != "purge" || c.Approved == "" || c.Board != n.Hardware.Board {
+			t.Errorf("%+v", c)
+		}
+		events, err := h.s.NodeEvents(t.Context(), a.id)
+		a.ok(err)
+		if !slices.ContainsFunc(events, func(e inventory.Event) bool { return e.Evidence["certificate"] == c.ID }) {
+			t.Error("the node's story does not name it")
+		}
+	}
+}
+
+// Weaker than the plan, or silent about a disk, is a failure, whatever the
+// agent says of it, and what was reached is in the node's story.
+func TestWeakerWipe(t *testing.T) {
+	for name, wiped := range map[string]func(p *inventory.Plan) []inventory.Wiped{
+		"weaker": func(p *inventory.Plan) []inventory.Wiped {
+			return []inventory.Wiped{{Disk: p.Target, Level: "metadata"}}
+		},
+		"none":    func(p *inventory.Plan) []inventory.Wiped { return []inventory.Wiped{{Disk: p.Target, Level: "none"}} },
+		"unknown": func(p *inventory.Plan) []inventory.Wiped { return []inventory.Wiped{{Disk: p.Target, Level: "very"}} },
+		"silent":  func(p *inventory.Plan) []inventory.Wiped { return nil },
+		"other":   func(p *inventory.Plan) []inventory.Wiped { return []inventory.Wiped{{Level: "purge"}} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHall(t, layout{Nodes: 1, Dead: true})
+			a := h.wiping(0)
+			o := a.ordered("wipe")
+			a.ok(h.c.UsePermit(t.Context(), a.agent, a.permit(o).ID))
+			a.finish(o, convert.Result{OK: true, Wiped: wiped(o.Plan)})
+			n := h.reach(a.id, inventory.NeedsWork)
+			if n.Failure.Cause != "level" || !strings.Contains(n.Failure.Detail, "wiped to "+o.Plan.Wipe) {
+				t.Errorf("failure %+v", n.Failure)
+			}
+			if blobs, err := h.s.Blobs(t.Context(), a.id, "certificates/"); err != nil || len(blobs) > 0 {
+				t.Errorf("a certificate of a wipe that was too weak: %+v, %v", blobs, err)
+			}
+		})
+	}
+}
