@@ -161,6 +161,10 @@ func (d *device) writeZeros(off, n int64) error {
 	return nil
 }
 
+// forget drops what the kernel remembers of the first n bytes, so that reads
+// come from the disk. With direct I/O it remembers nothing.
+func (d *device) forget(n int64) { unix.Fadvise(int(d.Fd()), 0, n, unix.FADV_DONTNEED) }
+
 // sync returns when the data is on the medium, not in the drive's cache.
 func (d *device) sync() error {
 	if err := d.Sync(); err != nil {

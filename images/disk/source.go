@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"smelt/images"
 )
 
 // A Source brings chunks in an order of its own, such as from other machines
@@ -25,15 +23,13 @@ type Source interface {
 	Took(i int, err error)
 }
 
-// fromSource writes what o.Source brings. The first and the last chunk are kept
-// in memory: they have their turn on the disk at the end.
+// fromSource writes what o.Source brings.
 func (w *writer) fromSource(ctx context.Context) error {
 	src := w.o.Source
 	if src == nil {
 		return nil
 	}
 	last := len(w.m.Chunks) - 1
-	w.kept = map[int][]byte{}
 	var earlier []task
 	for i := 1; i < last; i++ {
 		if w.o.Done.Has(i) && !w.m.Chunks[i].Zero {
@@ -41,10 +37,7 @@ func (w *writer) fromSource(ctx context.Context) error {
 		}
 	}
 	err := w.parallel(ctx, earlier, func(_ context.Context, t task, buf *buffers) error {
-		c := w.m.Chunks[t.from]
-		b := buf.all[:c.Length]
-		if err := w.dev.readAt(b, c.Offset); err == nil && c.Holds(b) {
-			w.finished(t.from, c.Length, &w.result.Reused)
+		if w.there(t.from, buf) {
 			src.Took(t.from, nil)
 		}
 		return nil
@@ -88,32 +81,5 @@ func (w *writer) take(i int, n int64, b []byte) error {
 		return fmt.Errorf("%w: digest of chunk %d differs from the manifest's", ErrCorrupt, i)
 	}
 	w.arrived(n)
-	if i == 0 || i == len(w.m.Chunks)-1 {
-		keep := alignedBuffer(images.ChunkSize)[:len(b)]
-		copy(keep, b)
-		w.mu.Lock()
-		w.kept[i] = keep
-		w.mu.Unlock()
-		return nil
-	}
-	if w.isDone(i) {
-		return nil
-	}
-	if err := w.dev.writeAt(b, c.Offset); err != nil {
-		return err
-	}
-	w.finished(i, c.Length, &w.result.Written)
-	return nil
-}
-
-// fromKept leaves a chunk that the source brought before its time in buf.raw.
-func (w *writer) fromKept(i int, buf *buffers) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	b, ok := w.kept[i]
-	if ok {
-		delete(w.kept, i)
-		buf.raw = buf.all[:copy(buf.all, b)]
-	}
-	return ok
+	return w.put(i, b)
 }

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"smelt/images"
 )
@@ -42,11 +41,13 @@ type Options struct {
 	// Progress is called from the writers, one call at a time, a few times a
 	// second and at the end of each stage. It must not block.
 	Progress func(Progress)
-	// ReadBack reads the whole disk after writing. Without it the beginning,
-	// the end and a random sample are read.
+	// ReadBack reads the whole disk after it was written and flushed: it finds
+	// the single bad block too, and takes as long as reading the disk does.
+	// Without it both ends and one chunk in a hundred are read, which finds a
+	// disk that lies about its size or loses writes at large.
 	ReadBack bool
 	// Workers fetch, verify and write at the same time. 0 chooses by CPUs. A
-	// worker needs 9 MiB.
+	// worker needs 9 MiB at most.
 	Workers int
 	// Patience is how long nothing may arrive before Write gives up. 0 is five
 	// minutes: a controller that restarts must not fail a hall of machines.
@@ -81,8 +82,20 @@ var ErrCorrupt = images.ErrCorrupt
 // ErrReadBack is wrapped when the disk does not return what was written to it.
 var ErrReadBack = errors.New("disk does not return what was written")
 
+// surface is a disk as the writer sees it: writes are on it for certain only
+// after a sync, and until then in no order. b is aligned.
+type surface interface {
+	readAt(b []byte, off int64) error
+	writeAt(b []byte, off int64) error
+	zero(off, n int64) error
+	sync() error
+	// forget makes the next reads come from the disk, not from memory.
+	forget(n int64)
+}
+
 type writer struct {
-	dev   *device
+	dev   surface
+	size  int64 // of the disk
 	m     images.Manifest
 	fetch Fetch
 	o     Options
@@ -94,7 +107,8 @@ type writer struct {
 	told   time.Time
 	heard  time.Time // when bytes last arrived
 	result Result
-	kept   map[int][]byte // what the source brought before its time
+	ends   map[int][]byte // first and last chunk, verified: they have their turn last
+	idle   []*buffers
 }
 
 // Write makes the disk at path begin with the image. path must exist and be
@@ -108,21 +122,29 @@ func Write(ctx context.Context, path string, m images.Manifest, fetch Fetch, o O
 		return Result{}, err
 	}
 	defer dev.Close()
-	if dev.size < m.Size {
-		return Result{}, fmt.Errorf("%s: %w: it has %d bytes, image %s needs %d", path, ErrShort, dev.size, m.Name, m.Size)
+	return write(ctx, dev, dev.size, path, m, fetch, o)
+}
+
+func write(ctx context.Context, dev surface, size int64, path string, m images.Manifest, fetch Fetch, o Options) (Result, error) {
+	if size < m.Size {
+		return Result{}, fmt.Errorf("%s: %w: it has %d bytes, image %s needs %d", path, ErrShort, size, m.Name, m.Size)
 	}
 	if o.Workers <= 0 {
 		// More than CPUs: a worker waits for the network and the disk.
-		o.Workers = min(max(2*runtime.NumCPU(), 4), 8)
+		o.Workers = min(max(2*runtime.NumCPU(), 6), 8)
 	}
 	if o.Patience <= 0 {
 		o.Patience = 5 * time.Minute
 	}
-	w := &writer{dev: dev, m: m, fetch: fetch, o: o, began: time.Now(), heard: time.Now(), done: NewMap(len(m.Chunks))}
+	w := &writer{dev: dev, size: size, m: m, fetch: fetch, o: o, began: time.Now(), heard: time.Now(),
+		done: NewMap(len(m.Chunks)), ends: map[int][]byte{}}
 	if o.Done.Len() != len(m.Chunks) {
 		w.o.Done = NewMap(len(m.Chunks))
 	}
-	err = w.run(ctx)
+	err := w.run(ctx)
+	for _, b := range w.idle {
+		b.dec.Close()
+	}
 	w.result.Elapsed = time.Since(w.began)
 	if err != nil {
 		return w.result, fmt.Errorf("image %s to %s: %w", m.Name, path, err)
@@ -133,8 +155,8 @@ func Write(ctx context.Context, path string, m images.Manifest, fetch Fetch, o O
 func (w *writer) run(ctx context.Context) error {
 	// Both copies of an old partition table go: firmware takes the backup when
 	// the primary is damaged.
-	for _, off := range []int64{w.dev.size/512*512 - headLen, 0} {
-		if err := w.dev.writeZeros(off, headLen); err != nil {
+	for _, off := range []int64{w.size/512*512 - headLen, 0} {
+		if err := w.dev.writeAt(zeroes[:headLen], off); err != nil {
 			return err
 		}
 	}
@@ -142,46 +164,35 @@ func (w *writer) run(ctx context.Context) error {
 		return err
 	}
 	w.stage("write", w.m.Size)
-	// The last chunk may hold a backup table at the very end of the disk, the
-	// first holds the primary: they come after the rest is on the medium.
-	last := len(w.m.Chunks) - 1
 	if err := w.fromSource(ctx); err != nil {
 		return err
 	}
-	if err := w.chunks(ctx, w.tasks(1, last)); err != nil {
+	if err := w.chunks(ctx); err != nil {
 		return err
 	}
 	if err := w.dev.sync(); err != nil {
 		return err
 	}
-	if last > 0 {
-		if err := w.chunks(ctx, w.tasks(last, last+1)); err != nil {
+	// The last chunk may hold a backup table at the very end of the disk, the
+	// first holds the primary: they come when the rest is on the medium, one
+	// after the other, for a table may not be there before what it speaks of.
+	if last := len(w.m.Chunks) - 1; last > 0 && !w.m.Chunks[last].Zero {
+		if err := w.dev.writeAt(w.ends[last], w.m.Chunks[last].Offset); err != nil {
+			return err
+		}
+		w.finished(last, w.m.Chunks[last].Length, &w.result.Written)
+		if err := w.dev.sync(); err != nil {
 			return err
 		}
 	}
-	first := w.m.Chunks[0]
-	b := alignedBuffer(images.ChunkSize)[:first.Length]
-	if !first.Zero {
-		buf, err := newBuffers()
-		if err != nil {
-			return err
-		}
-		defer buf.close()
-		if err := w.get(ctx, 0, buf); err != nil {
-			return err
-		}
-		copy(b, buf.raw)
+	head := zeroes[:headLen]
+	if b := w.ends[0]; b != nil {
+		head = b[:headLen]
 	}
-	if err := w.dev.writeAt(b[headLen:], headLen); err != nil {
+	if err := w.readBack(ctx, head); err != nil {
 		return err
 	}
-	if err := w.dev.sync(); err != nil {
-		return err
-	}
-	if err := w.readBack(ctx, b[:headLen]); err != nil {
-		return err
-	}
-	return w.finish(ctx, b[:headLen])
+	return w.finish(ctx, head)
 }
 
 // finish makes the disk bootable.
@@ -201,25 +212,26 @@ func (w *writer) finish(ctx context.Context, head []byte) error {
 	}
 	if !bytes.Equal(got, head) {
 		err := fmt.Errorf("%w: first MiB", ErrReadBack)
-		return errors.Join(err, w.dev.writeZeros(0, headLen))
+		return errors.Join(err, w.dev.writeAt(zeroes[:headLen], 0), w.dev.sync())
 	}
 	w.finished(0, w.m.Chunks[0].Length, &w.result.Written)
 	return nil
 }
 
-// A task is a chunk of data, or neighbouring zero chunks.
+// A task is neighbouring chunks of one kind: of data whose frames follow each
+// other in the blob, or zero.
 type task struct{ from, to int }
 
-// tasks covers chunks from up to but not including to.
-func (w *writer) tasks(from, to int) []task {
-	const run = 16 // zero chunks in one call: 64 MiB
+// tasks covers all chunks.
+func (w *writer) tasks() []task {
+	// 64 MiB: long enough that a connection streams, short enough that the
+	// workers finish together. A small image is shared out too.
+	run := min(max(len(w.m.Chunks)/(4*w.o.Workers), 1), 16)
 	var ts []task
-	for i := from; i < to; {
+	for i := 0; i < len(w.m.Chunks); {
 		j := i + 1
-		if w.m.Chunks[i].Zero {
-			for j < to && j-i < run && w.m.Chunks[j].Zero {
-				j++
-			}
+		for j < len(w.m.Chunks) && j-i < run && w.follows(j) {
+			j++
 		}
 		ts = append(ts, task{i, j})
 		i = j
@@ -227,40 +239,91 @@ func (w *writer) tasks(from, to int) []task {
 	return ts
 }
 
-func (w *writer) chunks(ctx context.Context, ts []task) error {
-	return w.parallel(ctx, ts, func(ctx context.Context, t task, buf *buffers) error {
-		c := w.m.Chunks[t.from]
-		if c.Zero {
-			// Cheaper to do again than to read, so Done is not asked.
-			n := w.m.Chunks[t.to-1].Offset + w.m.Chunks[t.to-1].Length - c.Offset
-			if err := w.dev.zero(c.Offset, n); err != nil {
-				return err
+// follows says whether chunk i goes on where the one before it ends.
+func (w *writer) follows(i int) bool {
+	a, b := w.m.Chunks[i-1], w.m.Chunks[i]
+	return a.Zero == b.Zero && (a.Zero || b.BlobOff == a.BlobOff+a.BlobLen)
+}
+
+func (w *writer) chunks(ctx context.Context) error {
+	return w.parallel(ctx, w.tasks(), func(ctx context.Context, t task, buf *buffers) error {
+		if c := w.m.Chunks[t.from]; c.Zero {
+			// Cheaper to do again than to read, so Done is not asked. The head
+			// is zero already, and this keeps its bytes from being sent twice.
+			from := max(c.Offset, headLen)
+			n := w.m.Chunks[t.to-1].Offset + w.m.Chunks[t.to-1].Length - from
+			if n > 0 {
+				if err := w.dev.zero(from, n); err != nil {
+					return err
+				}
 			}
 			for i := t.from; i < t.to; i++ {
-				w.finished(i, w.m.Chunks[i].Length, &w.result.Zeroed)
+				if i > 0 {
+					w.finished(i, w.m.Chunks[i].Length, &w.result.Zeroed)
+				}
 			}
 			return nil
 		}
-		if w.isDone(t.from) {
-			return nil // the source brought it
-		}
-		if w.o.Done.Has(t.from) {
-			b := buf.all[:c.Length]
-			// A read error is no reason to stop: writing may mend the sector.
-			if err := w.dev.readAt(b, c.Offset); err == nil && c.Holds(b) {
-				w.finished(t.from, c.Length, &w.result.Reused)
-				return nil
+		for i := t.from; i < t.to; {
+			if w.there(i, buf) {
+				i++
+				continue
 			}
+			j := i + 1
+			for j < t.to && !w.has(j) && !w.o.Done.Has(j) {
+				j++
+			}
+			if err := w.get(ctx, i, j, buf); err != nil {
+				return err
+			}
+			i = j
 		}
-		if err := w.get(ctx, t.from, buf); err != nil {
-			return err
-		}
-		if err := w.dev.writeAt(buf.raw, c.Offset); err != nil {
-			return err
-		}
-		w.finished(t.from, c.Length, &w.result.Written)
 		return nil
 	})
+}
+
+// there says whether chunk i need not be fetched: the source brought it, or an
+// earlier try had written it and the disk proves that.
+func (w *writer) there(i int, buf *buffers) bool {
+	if w.has(i) {
+		return true
+	}
+	if !w.o.Done.Has(i) || i == 0 || i == len(w.m.Chunks)-1 {
+		return false
+	}
+	c := w.m.Chunks[i]
+	b := buf.all[:c.Length]
+	// A read error is no reason to stop: writing may mend the sector.
+	if err := w.dev.readAt(b, c.Offset); err != nil || !c.Holds(b) {
+		return false
+	}
+	w.finished(i, c.Length, &w.result.Reused)
+	return true
+}
+
+// put takes chunk i, which is verified. The ends stay in memory: what makes the
+// disk bootable is written when everything else is.
+func (w *writer) put(i int, b []byte) error {
+	if w.has(i) {
+		return nil
+	}
+	c := w.m.Chunks[i]
+	if i == 0 || i == len(w.m.Chunks)-1 {
+		keep := alignedBuffer(len(b))
+		copy(keep, b)
+		w.mu.Lock()
+		w.ends[i] = keep
+		w.mu.Unlock()
+		if i > 0 || len(b) == headLen {
+			return nil
+		}
+		return w.dev.writeAt(b[headLen:], headLen)
+	}
+	if err := w.dev.writeAt(b, c.Offset); err != nil {
+		return err
+	}
+	w.finished(i, c.Length, &w.result.Written)
+	return nil
 }
 
 // parallel runs do for each task on Workers goroutines and waits for them.
@@ -280,11 +343,11 @@ func (w *writer) parallel(ctx context.Context, ts []task, do func(context.Contex
 	})
 	for range min(w.o.Workers, len(ts)) {
 		g.Go(func() error {
-			buf, err := newBuffers()
+			buf, err := w.buffers()
 			if err != nil {
 				return err
 			}
-			defer buf.close()
+			defer w.free(buf)
 			for t := range queue {
 				if err := do(ctx, t, buf); err != nil {
 					return err
@@ -299,35 +362,50 @@ func (w *writer) parallel(ctx context.Context, ts []task, do func(context.Contex
 // buffers belong to one worker.
 type buffers struct {
 	all []byte // a chunk, aligned
-	raw []byte // the part of all that get filled
 	dec *images.Decoder
 }
 
-func newBuffers() (*buffers, error) {
+// buffers returns idle ones, or new ones: a stage uses those of the one before.
+func (w *writer) buffers() (*buffers, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.idle); n > 0 {
+		b := w.idle[n-1]
+		w.idle = w.idle[:n-1]
+		return b, nil
+	}
 	dec, err := images.NewDecoder()
 	if err != nil {
 		return nil, err
 	}
-	return &buffers{all: alignedBuffer(images.ChunkSize), dec: dec}, nil
+	return &buffers{alignedBuffer(images.ChunkSize), dec}, nil
 }
 
-func (b *buffers) close() { b.dec.Close() }
+func (w *writer) free(b *buffers) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.idle = append(w.idle, b)
+}
 
-// get leaves chunk i, verified, in buf.raw. This is the one place that tries
-// again.
-func (w *writer) get(ctx context.Context, i int, buf *buffers) error {
-	if w.fromKept(i, buf) {
-		return nil
-	}
-	wait := 250 * time.Millisecond
-	wrong := 0
+// get fetches chunks from up to but not including to, whose frames follow each
+// other, and puts them. This is the one place that tries again, from the chunk
+// that is missing.
+func (w *writer) get(ctx context.Context, from, to int, buf *buffers) error {
+	const first = 250 * time.Millisecond
+	wait, wrong := first, 0
 	for {
-		err := w.try(ctx, i, buf)
+		i, err := w.try(ctx, from, to, buf)
 		if err == nil {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if e := new(diskError); errors.As(err, e) {
+			return e.error
+		}
+		if i > from {
+			from, wait, wrong = i, first, 0
 		}
 		w.mu.Lock()
 		w.result.Retries++
@@ -356,27 +434,39 @@ func (w *writer) get(ctx context.Context, i int, buf *buffers) error {
 	}
 }
 
-func (w *writer) try(ctx context.Context, i int, buf *buffers) error {
-	c := w.m.Chunks[i]
+// diskError is a failure of the target, which no fetch mends.
+type diskError struct{ error }
+
+// try fetches once, and returns the first chunk that is not put.
+func (w *writer) try(ctx context.Context, from, to int, buf *buffers) (int, error) {
+	off, end := w.m.Chunks[from].BlobOff, w.m.Chunks[to-1].BlobOff+w.m.Chunks[to-1].BlobLen
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watch := time.AfterFunc(stall, func() { cancel(fmt.Errorf("no byte for %s", stall)) })
 	defer watch.Stop()
-	body, err := w.fetch(ctx, c.BlobOff, c.BlobLen)
+	body, err := w.fetch(ctx, off, end-off)
 	if err != nil {
-		return cause(ctx, err)
+		return from, cause(ctx, err)
 	}
 	defer body.Close()
-	n, err := buf.dec.Chunk(&watched{body, watch}, c, buf.all)
-	if errors.Is(err, ErrCorrupt) {
-		return err
+	r := &watched{body, watch}
+	for i := from; i < to; i++ {
+		c := w.m.Chunks[i]
+		n, err := buf.dec.Chunk(r, c, buf.all)
+		if errors.Is(err, ErrCorrupt) {
+			return i, err
+		}
+		if err != nil {
+			return i, cause(ctx, err)
+		}
+		w.arrived(n)
+		// While the disk is busy nothing is read, and nothing need come.
+		watch.Stop()
+		if err := w.put(i, buf.all[:c.Length]); err != nil {
+			return i, diskError{err}
+		}
 	}
-	if err != nil {
-		return cause(ctx, err)
-	}
-	w.arrived(n)
-	buf.raw = buf.all[:c.Length]
-	return nil
+	return to, nil
 }
 
 // arrived notes that n bytes came over the network.
@@ -396,25 +486,22 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// watched puts off the watchdog while bytes come.
+// watched sets the watchdog off anew with each read.
 type watched struct {
 	r     io.Reader
 	watch *time.Timer
 }
 
 func (r *watched) Read(b []byte) (int, error) {
-	n, err := r.r.Read(b)
-	if n > 0 {
-		r.watch.Reset(stall)
-	}
-	return n, err
+	r.watch.Reset(stall)
+	return r.r.Read(b)
 }
 
 // readBack compares the disk with the manifest. head is the first MiB, which
 // is not on the disk yet.
 func (w *writer) readBack(ctx context.Context, head []byte) error {
 	// What the kernel remembers says nothing about the disk.
-	unix.Fadvise(int(w.dev.Fd()), 0, w.m.Size, unix.FADV_DONTNEED)
+	w.dev.forget(w.m.Size)
 	n := len(w.m.Chunks)
 	pick := map[int]bool{0: true, n - 1: true}
 	if w.o.ReadBack {
@@ -422,7 +509,7 @@ func (w *writer) readBack(ctx context.Context, head []byte) error {
 			pick[i] = true
 		}
 	}
-	for range max(8, n/32) {
+	for range max(8, n/128) {
 		pick[rand.N(n)] = true
 	}
 	var ts []task
@@ -459,10 +546,11 @@ func (w *writer) stage(name string, total int64) {
 	w.tell(true)
 }
 
-func (w *writer) isDone(i int) bool {
+// has says whether chunk i is on the disk, or kept for its end.
+func (w *writer) has(i int) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.done.Has(i)
+	return w.done.Has(i) || w.ends[i] != nil
 }
 
 // finished notes that chunk i is on the disk.

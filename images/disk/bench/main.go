@@ -1,191 +1,200 @@
-// Bench measures how fast an image gets onto a disk: the chunk writer over
-// loopback HTTP, which decompresses and verifies every chunk, against dd of the
-// raw image to the same disk in the same run. Its last line is JSON.
+// Bench measures how an image gets onto a disk: from the published file over
+// HTTP to the same dirty device, which is compared with the image afterwards,
+// by Smelt and by what people use instead, each as a process of its own. The
+// limit is what fio writes in sequence to that device right before. Its last
+// line is JSON. Root; fio, bmap-tools, qemu-utils, qemu-block-extra, zstd, curl
+// and e2fsprogs from Debian.
 //
-//	go run ./images/disk/bench [-size MiB] [-data MiB] [-dir DIR]
+//	go run ./images/disk/bench [-mib 4096,16384] [-kinds incompressible,sparse] [-rounds 3] [-dir DIR]
 package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
+	"os/signal"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"smelt/images"
-	"smelt/images/disk"
 )
 
 func main() {
-	size := flag.Int64("size", 1536, "size of the image, MiB")
-	data := flag.Int64("data", 400, "of that, data; MiB")
-	dir := flag.String("dir", "", "folder for image and disk (default: a temporary one)")
-	rounds := flag.Int("rounds", 3, "runs of each; the best counts")
+	if len(os.Args) > 1 && os.Args[1] == "-as" {
+		if err := child(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	mib := flag.String("mib", "4096,16384", "sizes of the images, MiB")
+	kinds := flag.String("kinds", "incompressible,sparse", "what is in them")
+	dir := flag.String("dir", "", "folder for images and disk (default: a temporary one); three times the largest image must fit")
+	rounds := flag.Int("rounds", 3, "runs of each tool; images above 4 GiB get one")
+	only := flag.String("only", "", "tools, by the beginning of their names; all without it")
 	flag.Parse()
-	if err := run(*dir, *size<<20, *data<<20, *rounds); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *dir, *mib, *kinds, *only, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir string, size, data int64, rounds int) (err error) {
+func run(ctx context.Context, dir, sizes, kinds, only string, rounds int) (err error) {
 	if dir, err = os.MkdirTemp(dir, "smelt-bench-*"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	ctx := context.Background()
-
-	raw := filepath.Join(dir, "raw")
-	if err := writeRaw(raw, size, data); err != nil {
-		return err
-	}
-	store, err := images.OpenStore(filepath.Join(dir, "store"))
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(raw)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	began := time.Now()
-	d, err := store.Add(ctx, images.Manifest{Name: "bench", Arch: "amd64", Created: began.UTC()}, f, size,
-		ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), nil)
-	if err != nil {
-		return err
-	}
-	m, err := store.Manifest(d)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("image: %d MiB, %d MiB of data, %d MiB compressed in %.1f s\n", size>>20, m.Data()>>20, m.BlobLen>>20, time.Since(began).Seconds())
-
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	srv := &http.Server{Handler: store.Handler()}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	defer func() {
-		srv.Close()
-		if e := <-served; !errors.Is(e, http.ErrServerClosed) {
-			err = errors.Join(err, e)
-		}
-	}()
-
-	target, kind, free, err := newDisk(dir, size)
-	if err != nil {
-		return err
-	}
-	defer free()
-	fmt.Println("disk:", kind)
-	fetch := disk.HTTP(&http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}, fmt.Sprintf("http://%s/blob/%s", l.Addr(), m.Blob))
-
-	var write, dd time.Duration
-	for i := range rounds {
-		// In turn, so that a noisy neighbour disturbs both.
-		t := time.Now()
-		out, err := exec.Command("dd", "if="+raw, "of="+target, "bs=4M", "oflag=direct", "conv=notrunc,fsync", "status=none").CombinedOutput()
+	var all []outcome
+	for _, s := range strings.Split(sizes, ",") {
+		mib, err := strconv.ParseInt(s, 10, 64)
 		if err != nil {
-			return fmt.Errorf("dd: %v\n%s", err, out)
+			return fmt.Errorf("size %q: %w", s, err)
 		}
-		b := time.Since(t)
-		r, err := disk.Write(ctx, target, m, fetch, disk.Options{})
-		if err != nil {
-			return err
-		}
-		fmt.Printf("round %d: dd %.2f s, write %.2f s\n", i+1, b.Seconds(), r.Elapsed.Seconds())
-		if dd == 0 || b < dd {
-			dd = b
-		}
-		if write == 0 || r.Elapsed < write {
-			write = r.Elapsed
-		}
-	}
-	mbs := func(t time.Duration) float64 { return float64(size) / 1e6 / t.Seconds() }
-	return json.NewEncoder(os.Stdout).Encode(map[string]any{
-		"bench": "images",
-		"results": map[string]float64{
-			"write_vs_dd": round(dd.Seconds() / write.Seconds()), // above 1: faster than dd
-			"write_mb_s":  round(mbs(write)),
-			"dd_mb_s":     round(mbs(dd)),
-		},
-	})
-}
-
-func round(f float64) float64 { return float64(int64(f*100+0.5)) / 100 }
-
-// writeRaw makes something like an OS image: data that compresses about 3:1 in
-// the front of every 64 MiB, zeros behind.
-func writeRaw(path string, size, data int64) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
-	const stride = 64 << 20
-	run := data / ((size + stride - 1) / stride) &^ 4095
-	r := rand.New(rand.NewPCG(1, 2))
-	words := make([]byte, 64<<10)
-	for i := range words {
-		words[i] = byte(r.Uint32())
-	}
-	b := make([]byte, run)
-	for off := int64(0); off < size; off += stride {
-		for i := 0; i < len(b); {
-			n := 8 + r.IntN(56)
-			if r.IntN(3) == 0 { // something new
-				for j := i; j < min(i+n/2, len(b)); j++ {
-					b[j] = byte(r.Uint32())
-				}
-				n /= 2
-			} else { // something again
-				copy(b[i:min(i+n, len(b))], words[r.IntN(len(words)-64):])
+		for _, kind := range strings.Split(kinds, ",") {
+			n := rounds
+			if mib > 4096 {
+				n = 1
 			}
-			i += n
-		}
-		if _, err := f.WriteAt(b[:min(run, size-off)], off); err != nil {
-			return err
+			o, err := measure(ctx, dir, mib<<20, kind, only, n)
+			if err != nil {
+				return fmt.Errorf("%s, %d MiB: %w", kind, mib, err)
+			}
+			o.print(os.Stdout)
+			all = append(all, o)
 		}
 	}
-	return f.Sync()
+	return json.NewEncoder(os.Stdout).Encode(map[string]any{"bench": "images", "results": results(all)})
 }
 
-// newDisk returns a loop device on a preallocated file, or that file where
-// there are no loop devices.
-func newDisk(dir string, size int64) (path, kind string, free func(), err error) {
-	path = filepath.Join(dir, "disk")
-	f, err := os.Create(path)
-	if err != nil {
-		return "", "", nil, err
+// sample is one run of one tool.
+type sample struct {
+	took  time.Duration
+	limit time.Duration // fio's, right before
+	cpu   time.Duration
+	peak  int64 // KiB resident, the sum of a pipeline's processes
+}
+
+// row is one tool on one image.
+type row struct {
+	tool
+	samples []sample
+	same    bool   // the disk was the image afterwards, every time
+	failed  string // why it did not run
+}
+
+func (r row) best() sample {
+	return slices.MinFunc(r.samples, func(a, b sample) int { return int(a.took - b.took) })
+}
+
+func (r row) median() time.Duration {
+	d := make([]time.Duration, len(r.samples))
+	for i, s := range r.samples {
+		d[i] = s.took
 	}
-	defer f.Close()
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
-		return "", "", nil, err
-	}
-	out, err := exec.Command("losetup", "--find", "--show", "--direct-io=on", path).Output()
-	if err != nil {
-		return path, "preallocated file", func() {}, nil
-	}
-	loop := strings.TrimSpace(string(out))
-	return loop, "loop device on a preallocated file", func() {
-		if out, err := exec.Command("losetup", "-d", loop).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "losetup -d %s: %v\n%s", loop, err, out)
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+// outcome is all tools on one image.
+type outcome struct {
+	kind       string
+	size, data int64
+	blob       int64
+	rows       []row
+}
+
+func (o outcome) find(name string) *row {
+	for i := range o.rows {
+		if o.rows[i].name == name && len(o.rows[i].samples) > 0 {
+			return &o.rows[i]
 		}
-	}, nil
+	}
+	return nil
+}
+
+func (o outcome) print(w *os.File) {
+	fmt.Fprintf(w, "\n%s, %d MiB: %d MiB of data, published in %d MiB\n", o.kind, o.size>>20, o.data>>20, o.blob>>20)
+	fmt.Fprintf(w, "%-40s %8s %8s %8s %8s %8s %8s  %s\n", "from HTTP to the device", "best s", "median", "MB/s", "x smelt", "CPU s", "MiB", "the disk is the image")
+	smelt := o.find(smeltName)
+	for _, r := range o.rows {
+		if r.failed != "" {
+			fmt.Fprintf(w, "%-40s %s\n", r.name, r.failed)
+			continue
+		}
+		b := r.best()
+		x := "-"
+		if smelt != nil {
+			x = fmt.Sprintf("%.2f", b.took.Seconds()/smelt.best().took.Seconds())
+		}
+		same := "yes"
+		if !r.same {
+			same = "no"
+		}
+		if !r.http {
+			same += " (local file)"
+		}
+		fmt.Fprintf(w, "%-40s %8.2f %8.2f %8.0f %8s %8.2f %8d  %s\n", r.name, b.took.Seconds(), r.median().Seconds(),
+			float64(o.size)/1e6/b.took.Seconds(), x, b.cpu.Seconds(), b.peak>>10, same)
+	}
+	if smelt != nil {
+		for _, s := range smelt.samples {
+			fmt.Fprintf(w, "fio %.2f s, smelt %.2f s: %.2f of the limit\n", s.limit.Seconds(), s.took.Seconds(), s.limit.Seconds()/s.took.Seconds())
+		}
+	}
+}
+
+// results are the worst of the sizes: a number that holds for each of them.
+func results(all []outcome) map[string]float64 {
+	out := map[string]float64{}
+	least := func(key string, v float64) {
+		v = float64(int64(v*100+0.5)) / 100
+		if old, ok := out[key]; !ok || v < old {
+			out[key] = v
+		}
+	}
+	for _, o := range all {
+		smelt := o.find(smeltName)
+		if smelt == nil {
+			continue
+		}
+		ours := smelt.best().took.Seconds()
+		times := func(key, name string) {
+			if r := o.find(name); r != nil {
+				least(key, r.best().took.Seconds()/ours)
+			}
+		}
+		switch o.kind {
+		case "incompressible":
+			var of []float64
+			for _, s := range smelt.samples {
+				of = append(of, s.limit.Seconds()/s.took.Seconds())
+			}
+			slices.Sort(of)
+			least("write_vs_limit_incompressible", of[len(of)/2])
+		case "sparse":
+			times("write_vs_dd_sparse", curlDD)
+			times("write_vs_dd_local_sparse", localDD)
+			times("write_vs_stream_zstd", streamName)
+		}
+		best := 0.0
+		for _, r := range o.rows {
+			if r.name != smeltName && r.http && r.same && len(r.samples) > 0 {
+				if t := r.best().took.Seconds(); best == 0 || t < best {
+					best = t
+				}
+			}
+		}
+		if best > 0 {
+			least("write_vs_best_peer", best/ours)
+		}
+		for _, s := range smelt.samples {
+			out["write_peak_mib"] = max(out["write_peak_mib"], float64(s.peak>>10))
+		}
+	}
+	return out
 }

@@ -1,0 +1,378 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"smelt/images"
+)
+
+// published is an image in each of the forms that the tools take: URLs, but
+// for what ends in File and the manifest, which a node has got before.
+type published struct {
+	kind                          string
+	manifest, blob                string // Smelt's
+	raw, zst, bmap, qcow2, qcow2z string
+	rawFile, bmapFile             string
+	data, blobLen                 int64
+}
+
+// measure runs the tools on one image, in turn, so that a noisy neighbour
+// disturbs them all.
+func measure(ctx context.Context, dir string, size int64, kind, only string, rounds int) (outcome, error) {
+	dir, err := os.MkdirTemp(dir, kind+"-*")
+	if err != nil {
+		return outcome{}, err
+	}
+	defer os.RemoveAll(dir)
+	var made prepared
+	if err := ask(ctx, &made, "publish", dir, strconv.FormatInt(size, 10), kind); err != nil {
+		return outcome{}, err
+	}
+	p, stop, err := serve(dir, kind, made)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer stop()
+	dev, free, err := newDisk(dir, size)
+	if err != nil {
+		return outcome{}, err
+	}
+	defer free()
+	// Once without measuring: the file system notes that the file is written.
+	if _, err := fio(ctx, dev, size); err != nil {
+		return outcome{}, err
+	}
+	o := outcome{kind: kind, size: size, data: p.data, blob: p.blobLen}
+	for _, t := range tools {
+		if selected(t.name, only) && t.pipe(p, dev) != nil {
+			o.rows = append(o.rows, row{tool: t, same: true})
+		}
+	}
+	for round := range rounds {
+		for i := range o.rows {
+			r := &o.rows[i]
+			if r.failed != "" {
+				continue
+			}
+			// fio measures the limit and makes the disk dirty. After holes were
+			// punched its first pass is slower: it gives the file its blocks back.
+			if kind == "sparse" {
+				if err := preallocate(filepath.Join(dir, "disk"), size); err != nil {
+					return o, err
+				}
+			}
+			limit, err := fio(ctx, dev, size)
+			if err != nil {
+				return o, err
+			}
+			// A tool that hangs is ended: qemu-img's HTTP does, now and then.
+			limited, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(size>>26)*time.Second)
+			s, err := runs(limited, r.pipe(p, dev))
+			if limited.Err() != nil && ctx.Err() == nil {
+				err = fmt.Errorf("did not end: %w", err)
+			}
+			cancel()
+			if ctx.Err() != nil {
+				return o, ctx.Err()
+			}
+			if err != nil {
+				r.failed = err.Error()
+				fmt.Fprintf(os.Stderr, "%s: %v\n", r.name, err)
+				continue
+			}
+			s.limit = limit
+			r.samples = append(r.samples, s)
+			var same bool
+			if err := ask(ctx, &same, "equal", dev, p.rawFile, strconv.FormatInt(size, 10)); err != nil {
+				return o, err
+			}
+			r.same = r.same && same
+			fmt.Fprintf(os.Stderr, "%s %d MiB, round %d: %-40s %6.2f s, %6.2f CPU s, fio before %.2f s, same: %v\n",
+				kind, size>>20, round+1, r.name, s.took.Seconds(), s.cpu.Seconds(), limit.Seconds(), same)
+		}
+	}
+	return o, nil
+}
+
+func selected(name, only string) bool {
+	return only == "" || slices.ContainsFunc(strings.Split(only, ","), func(s string) bool { return strings.HasPrefix(name, s) })
+}
+
+// prepared is what publish tells.
+type prepared struct {
+	Blob          images.Digest
+	Data, BlobLen int64
+}
+
+// publish makes an image and its published forms in dir.
+func publish(ctx context.Context, dir string, size int64, kind string) error {
+	raw := filepath.Join(dir, "raw")
+	var err error
+	switch kind {
+	case "incompressible":
+		err = writeNoise(raw, size)
+	case "sparse":
+		err = writeSystem(ctx, raw, size)
+	default:
+		err = fmt.Errorf("no image is called %q", kind)
+	}
+	if err != nil {
+		return err
+	}
+	store, err := images.OpenStore(filepath.Join(dir, "store"))
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(raw)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	began := time.Now()
+	d, err := store.Add(ctx, images.Manifest{Name: "bench", Arch: "amd64", Created: began.UTC()}, f, size,
+		ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), nil)
+	if err != nil {
+		return err
+	}
+	m, err := store.Manifest(d)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "%s: %d MiB, %d MiB of data, %d MiB in the store after %.1f s\n", kind, size>>20, m.Data()>>20, m.BlobLen>>20, time.Since(began).Seconds())
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "manifest.json"), b, 0o600); err != nil {
+		return err
+	}
+	// The same compressed file for all that take zstd: Smelt's is one. bmaptool
+	// goes by the name.
+	if err := os.Symlink(filepath.Join("store", "blobs", m.Blob.String()), filepath.Join(dir, "raw.zst")); err != nil {
+		return err
+	}
+	forms := [][]string{{"bmaptool", "-q", "create", "-o", raw + ".bmap", raw}}
+	if kind == "sparse" {
+		forms = append(forms,
+			[]string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, raw + ".qcow2"},
+			[]string{"qemu-img", "convert", "-c", "-W", "-m", "8", "-o", "compression_type=zstd", "-f", "raw", "-O", "qcow2", raw, raw + "z.qcow2"})
+	}
+	for _, c := range forms {
+		if out, err := exec.CommandContext(ctx, c[0], c[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", c[0], err, out)
+		}
+	}
+	return json.NewEncoder(os.Stdout).Encode(prepared{m.Blob, m.Data(), m.BlobLen})
+}
+
+// serve serves what publish made: one server for all, that of Smelt's store
+// for the store, Go's for the other files; both send with sendfile.
+func serve(dir, kind string, made prepared) (published, func(), error) {
+	store, err := images.OpenStore(filepath.Join(dir, "store"))
+	if err != nil {
+		return published{}, nil, err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return published{}, nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", store.Handler())
+	mux.Handle("/files/", http.StripPrefix("/files/", http.FileServer(http.Dir(dir))))
+	srv := &http.Server{Handler: mux}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	base := "http://" + l.Addr().String()
+	files, raw := base+"/files/raw", filepath.Join(dir, "raw")
+	return published{
+			kind: kind, data: made.Data, blobLen: made.BlobLen,
+			manifest: filepath.Join(dir, "manifest.json"), blob: base + "/blob/" + made.Blob.String(),
+			raw: files, zst: files + ".zst", bmap: files + ".bmap", qcow2: files + ".qcow2", qcow2z: files + "z.qcow2",
+			rawFile: raw, bmapFile: raw + ".bmap",
+		}, func() {
+			srv.Close()
+			if e := <-served; !errors.Is(e, http.ErrServerClosed) {
+				fmt.Fprintln(os.Stderr, "server:", e)
+			}
+		}, nil
+}
+
+// writeNoise makes an image that no compressor shortens.
+func writeNoise(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, 4<<20)
+	var seed [32]byte
+	r := rand.NewChaCha8(seed)
+	for off := int64(0); off < size; off += int64(len(b)) {
+		r.Read(b)
+		if _, err := f.Write(b[:min(int64(len(b)), size-off)]); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// writeSystem makes the file system of an installed machine, a tenth full: this
+// machine's programs, libraries and documents.
+func writeSystem(ctx context.Context, path string, size int64) error {
+	tree := path + ".tree"
+	defer os.RemoveAll(tree)
+	left := size / 10
+	for _, top := range []string{"/usr/bin", "/usr/sbin", "/usr/lib", "/usr/share"} {
+		err := filepath.WalkDir(top, func(p string, e fs.DirEntry, err error) error {
+			if err != nil || left <= 0 {
+				return err
+			}
+			to := filepath.Join(tree, p)
+			if e.IsDir() {
+				return os.MkdirAll(to, 0o755)
+			}
+			if !e.Type().IsRegular() {
+				return nil
+			}
+			i, err := e.Info()
+			if err != nil {
+				return err
+			}
+			left -= i.Size()
+			if os.Link(p, to) == nil {
+				return nil
+			}
+			return copyFile(to, p)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return err
+	}
+	if err := os.Truncate(path, size); err != nil {
+		return err
+	}
+	// What mke2fs leaves out it would leave to the first mount.
+	out, err := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=1", "-d", tree, path).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mke2fs: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func copyFile(to, from string) error {
+	r, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	w, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if _, err := io.Copy(w, r); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+func preallocate(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+		return fmt.Errorf("%d MiB for the disk: %w", size>>20, err)
+	}
+	return nil
+}
+
+// newDisk returns a loop device with direct I/O on a preallocated file.
+func newDisk(dir string, size int64) (path string, free func(), err error) {
+	path = filepath.Join(dir, "disk")
+	if err := preallocate(path, size); err != nil {
+		return "", nil, err
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--direct-io=on", path).Output()
+	if err != nil {
+		return "", nil, fmt.Errorf("losetup: %w: the bench needs a loop device, and root", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	return loop, func() {
+		if out, err := exec.Command("losetup", "-d", loop).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "losetup -d %s: %v\n%s", loop, err, out)
+		}
+	}, nil
+}
+
+// equal compares the disk, not what the kernel remembers of it, with the image.
+func equal(dev, raw string, size int64) (bool, error) {
+	d, err := os.OpenFile(dev, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	r, err := os.Open(raw)
+	if err != nil {
+		return false, err
+	}
+	defer r.Close()
+	var g errgroup.Group
+	const piece = 4 << 20
+	n := int64(runtime.NumCPU())
+	differs := errors.New("differs")
+	for k := range n {
+		g.Go(func() error {
+			a, err := unix.Mmap(-1, 0, piece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned
+			if err != nil {
+				return err
+			}
+			defer unix.Munmap(a)
+			b := make([]byte, piece)
+			for off := k * piece; off < size; off += n * piece {
+				l := min(piece, size-off)
+				if _, err := d.ReadAt(a[:l], off); err != nil {
+					return err
+				}
+				if _, err := r.ReadAt(b[:l], off); err != nil {
+					return err
+				}
+				if !bytes.Equal(a[:l], b[:l]) {
+					return differs
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err == differs {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	return true, nil
+}
