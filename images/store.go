@@ -42,8 +42,11 @@ type following struct {
 	good    sync.Map // Digest: signed by signers
 }
 
-// ErrNotFound is wrapped where the store has no such image.
-var ErrNotFound = errors.New("no such image")
+// Errors that callers tell apart.
+var (
+	ErrNotFound = errors.New("no such image")
+	ErrDamaged  = errors.New("the stored blob is damaged")
+)
 
 // OpenStore opens or makes the folder.
 func OpenStore(dir string) (*Store, error) {
@@ -440,7 +443,7 @@ func (s *Store) Verify(d Digest) error {
 		return fmt.Errorf("image %s: %w", d.Short(), err)
 	}
 	if n != m.BlobLen || Digest(sum.Sum(nil)) != m.Blob {
-		return fmt.Errorf("image %s: the stored blob is damaged: build or fetch it again", d.Short())
+		return fmt.Errorf("image %s: %w: build or fetch it again", d.Short(), ErrDamaged)
 	}
 	return nil
 }

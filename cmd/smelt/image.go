@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/ed25519"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -19,6 +18,7 @@ func newImage(o *options) *cobra.Command {
 	var state string
 	cmd.PersistentFlags().StringVar(&state, "state", "/var/lib/smelt", "state folder of the site: its image store and its key")
 	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state), newImageKernel(), newImageTry(o, &state))
+	cmd.AddCommand(newImageSign(&state), newImagePromote(&state), newImageWithdraw(&state), newImagePublish(&state), newImagePull(o), newImageTrust(o, &state))
 	return cmd
 }
 
@@ -43,40 +43,6 @@ func newImageList(state *string) *cobra.Command {
 					e.Manifest.Size>>20, e.Manifest.Created.Format(time.DateOnly))
 			}
 			return w.Flush()
-		},
-	}
-}
-
-func newImageVerify(state *string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "verify IMAGE",
-		Short: "Verify an image's signature and every chunk of it",
-		Args:  exactly("IMAGE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			st, err := images.OpenStore(filepath.Join(*state, "images"))
-			if err != nil {
-				return err
-			}
-			d, err := st.Resolve(args[0])
-			if err != nil {
-				return err
-			}
-			key, err := siteKey(*state)
-			if err != nil {
-				return err
-			}
-			envelope, err := st.Envelope(d)
-			if err != nil {
-				return err
-			}
-			if _, _, err := images.Open(envelope, key.Public().(ed25519.PublicKey)); err != nil {
-				return err
-			}
-			if err := st.Verify(d); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "image %s: signature and every chunk verified\n", d.Short())
-			return nil
 		},
 	}
 }

@@ -18,6 +18,9 @@ import (
 	"strings"
 	"syscall"
 
+	"smelt/images"
+	"smelt/images/release"
+	"smelt/images/remote"
 	"smelt/internal/api"
 	"smelt/internal/config"
 )
@@ -81,7 +84,7 @@ func exitCode(ctx context.Context, err error) int {
 	var usage usageError
 	var site config.Errors
 	switch {
-	case errors.Is(err, errNegative):
+	case errors.Is(err, errNegative), refusedImage(err):
 		return exitNegative
 	case errors.Is(err, errChanges):
 		return exitChanges
@@ -91,10 +94,21 @@ func exitCode(ctx context.Context, err error) int {
 		return exitTimeout
 	case errors.As(err, &usage), errors.As(err, &site), errors.Is(err, api.ErrInvalid), errors.Is(err, api.ErrNotFound):
 		return exitUsage
-	case errors.Is(err, api.ErrDenied):
+	case errors.Is(err, api.ErrDenied), errors.Is(err, release.ErrRole), errors.Is(err, remote.ErrDenied):
 		return exitDenied
-	case errors.Is(err, api.ErrConflict):
+	case errors.Is(err, api.ErrConflict), errors.Is(err, release.ErrConflict):
 		return exitConflict
 	}
 	return exitFailed
+}
+
+// refusedImage tells whether an image, or what is published about images, was
+// looked at and is not to be trusted.
+func refusedImage(err error) bool {
+	for _, e := range []error{images.ErrUnsigned, images.ErrDamaged, release.ErrUntrusted, release.ErrExpired, release.ErrRollback, release.ErrDamaged} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }

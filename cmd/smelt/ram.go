@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"smelt/images"
 	"smelt/images/build"
 	"smelt/internal/convert"
 	"smelt/internal/initramfs"
@@ -32,6 +33,8 @@ type ramConfig struct {
 	Server     string         // https URL of the agents' API
 	Boot       string         // http URL of boot HTTP
 	SecureBoot secureboot.Key // signs what firmware starts
+	Images     images.Signers // whose images nodes write; SiteKey alone when empty
+	Files      *pxe.Files     // where it is served from, in place of what is there; nil: new
 }
 
 // ramSystem is what machines load from the network.
@@ -67,7 +70,10 @@ func makeRAMSystem(ctx context.Context, c ramConfig) (ramSystem, error) {
 		return ramSystem{}, err
 	}
 	overlay := filepath.Join(c.Dir, "agent.cpio.zst")
-	trust := initramfs.Trust{SiteKey: c.SiteKey, Pin: c.Pin}
+	trust := initramfs.Trust{SiteKey: c.SiteKey, Pin: c.Pin, ImageThreshold: c.Images.Threshold}
+	for _, k := range c.Images.Keys {
+		trust.ImageKeys = append(trust.ImageKeys, k)
+	}
 	if err := writeWhole(overlay, func(w io.Writer) error { return initramfs.Overlay(w, c.Agent, trust) }); err != nil {
 		return ramSystem{}, err
 	}
@@ -80,7 +86,10 @@ func makeRAMSystem(ctx context.Context, c ramConfig) (ramSystem, error) {
 	if err != nil {
 		return ramSystem{}, err
 	}
-	files := new(pxe.Files)
+	files := c.Files
+	if files == nil {
+		files = new(pxe.Files)
+	}
 	for name, path := range map[string]string{"vmlinuz": kernel.Vmlinuz, "modules.cpio.zst": base, "agent.cpio.zst": overlay, pxe.LoaderUKI: program} {
 		if err := files.AddFile(name, path); err != nil {
 			return ramSystem{}, err

@@ -93,11 +93,21 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
-	ram, err := makeRAMSystem(ctx, ramConfig{
+	var released *releaseTask
+	if site.Images != nil {
+		if released, err = follow(site, secrets, imgs, log); err != nil {
+			return err
+		}
+	}
+	boots := ramConfig{
 		Dir: filepath.Join(site.State, "boot"), Cache: cache, Agent: agent,
 		SiteKey: key.Public().(ed25519.PublicKey), Pin: pin, SecureBoot: bootKey,
 		Server: "https://" + site.Listen.Agent, Boot: "http://" + site.Listen.Boot,
-	})
+	}
+	if released != nil {
+		boots.Images = released.keys
+	}
+	ram, err := makeRAMSystem(ctx, boots)
 	if err != nil {
 		return fmt.Errorf("make the RAM system: %w", err)
 	}
@@ -153,6 +163,14 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	public.Handle("/boot/", netboot.Handler())
 	public.Handle("/images/", http.StripPrefix("/images", imgs.Handler()))
 	tasks := []task{conductor, netboot}
+	if released != nil {
+		released.rekey = func(ctx context.Context, keys images.Signers) error {
+			boots.Images, boots.Files = keys, ram.Files
+			_, err := makeRAMSystem(ctx, boots)
+			return err
+		}
+		tasks = append(tasks, released)
+	}
 	type listener struct {
 		name, addr string
 		srv        *http.Server

@@ -34,6 +34,8 @@ type View struct {
 	Expires  time.Time      // believed until then
 	Released map[images.Digest]string
 	Channels map[Role]map[string]images.Digest // channel, title
+
+	versions map[string]int64 // of the files that the snapshot names
 }
 
 // Client is the site's side. Dir keeps the newest metadata that was seen, so
@@ -133,6 +135,20 @@ func (c *Client) Signers() (images.Signers, error) {
 		return images.Signers{}, explain("root.json", err)
 	}
 	return signers(set.Root, Release)
+}
+
+// Known returns who signs manifests on a site whose Client works in dir; false
+// where none did yet.
+func Known(dir string) (images.Signers, bool, error) {
+	b, err := os.ReadFile(filepath.Join(dir, pinned))
+	if errors.Is(err, fs.ErrNotExist) {
+		return images.Signers{}, false, nil
+	}
+	if err != nil {
+		return images.Signers{}, false, err
+	}
+	s, err := (&Client{Dir: dir, Root: b}).Signers()
+	return s, true, err
 }
 
 // lock keeps two processes from undoing what the other one learned.
@@ -251,7 +267,10 @@ func readChannels(ctx context.Context, set *trustedmetadata.TrustedMetadata, get
 	if err != nil {
 		return nil, err
 	}
-	v := &View{Signers: keys, Root: set.Root.Signed.Version, Version: set.Snapshot.Signed.Version, Expires: set.Timestamp.Signed.Expires, Channels: map[Role]map[string]images.Digest{}}
+	v := &View{Signers: keys, Root: set.Root.Signed.Version, Version: set.Snapshot.Signed.Version, Expires: set.Timestamp.Signed.Expires, Channels: map[Role]map[string]images.Digest{}, versions: map[string]int64{}}
+	for name, info := range set.Snapshot.Signed.Meta {
+		v.versions[name] = info.Version
+	}
 	if v.Released, err = released(top); err != nil {
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -51,7 +50,7 @@ func (r *Repository) Publish(online ed25519.PrivateKey) (waiting []Signed, err e
 			path = r.staged(role)
 		}
 		if version == 0 {
-			return waiting, fmt.Errorf("%s was never signed by enough of its keys: %w", role, missing(role, waiting))
+			return waiting, fmt.Errorf("%s: %w: %w", role, ErrUntrusted, missing(role, waiting))
 		}
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -302,51 +301,3 @@ func upload(ctx context.Context, d images.Digest, keys images.Signers, st *image
 }
 
 func blobPath(d images.Digest) string { return "blobs/" + d.String() }
-
-// Versions of everything published here, for people.
-func (r *Repository) Versions() (map[Role]int64, error) {
-	out := map[Role]int64{}
-	for _, role := range Roles {
-		tuf := role.tuf()
-		if role == Online {
-			tuf = metadata.SNAPSHOT
-		}
-		n, err := r.newest(tuf)
-		if err != nil {
-			return nil, err
-		}
-		out[role] = n
-	}
-	return out, nil
-}
-
-// Expires returns when what is published for a role ends; the zero time where
-// nothing is.
-func (r *Repository) Expires() (map[Role]string, error) {
-	out := map[Role]string{}
-	for _, role := range slices.Backward(Roles) {
-		switch role {
-		case Root:
-			if m, err := r.rootBefore(); err != nil {
-				return nil, err
-			} else if m != nil {
-				out[role] = m.Signed.Expires.Format("2006-01-02")
-			}
-		case Online:
-			if m, err := read[metadata.TimestampType](r.published("timestamp.json")); err == nil {
-				out[role] = m.Signed.Expires.Format("2006-01-02")
-			}
-		case Release, Canary, Stable:
-			if n, err := r.newest(role.tuf()); err != nil {
-				return nil, err
-			} else if n > 0 {
-				m, err := read[metadata.TargetsType](r.published(fileName(role.tuf(), n)))
-				if err != nil {
-					return nil, err
-				}
-				out[role] = m.Signed.Expires.Format("2006-01-02")
-			}
-		}
-	}
-	return out, nil
-}

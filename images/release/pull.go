@@ -17,7 +17,7 @@ import (
 // Pull brings the images that channels name into the store, and makes the
 // names of the channels stand for them. An image that cannot be had keeps its
 // old name, as long as that is still released, and is an error.
-func (v *View) Pull(ctx context.Context, st *images.Store, from remote.Remote, channels []Role, want func(title string) bool, said func(string)) error {
+func (v *View) Pull(ctx context.Context, st *images.Store, from remote.Remote, channels []Role, want func(channel Role, title string) bool, said func(string)) error {
 	var errs []error
 	for _, c := range channels {
 		old, err := st.Channel(string(c))
@@ -26,7 +26,7 @@ func (v *View) Pull(ctx context.Context, st *images.Store, from remote.Remote, c
 		}
 		names := map[string]images.Digest{}
 		for _, title := range slices.Sorted(maps.Keys(v.Channels[c])) {
-			if !want(title) {
+			if !want(c, title) {
 				continue
 			}
 			d := v.Channels[c][title]

@@ -116,14 +116,10 @@ func (p *publisher) build(name string, seed uint64) images.Digest {
 func (p *publisher) release(d images.Digest, keys ...ed25519.PrivateKey) {
 	p.t.Helper()
 	for _, k := range keys {
-		if err := p.store.Cosign(d, k); err != nil {
+		if err := p.repo.SignImage(p.store, d, k); err != nil {
 			p.t.Fatal(err)
 		}
 	}
-	if _, err := p.repo.Release(p.envelope(d)); err != nil {
-		p.t.Fatal(err)
-	}
-	p.signAll(keys...)
 }
 
 func (p *publisher) envelope(d images.Digest) []byte {
@@ -201,7 +197,7 @@ func (s *site) pull(ctx context.Context) error {
 		return err
 	}
 	s.store.Follow("stable", v.Signers)
-	return v.Pull(ctx, s.store, s.From, Channels, func(string) bool { return true }, func(string) {})
+	return v.Pull(ctx, s.store, s.From, Channels, func(Role, string) bool { return true }, func(string) {})
 }
 
 // copyDir keeps what a folder holds, as an attacker may.

@@ -2,6 +2,7 @@ package release
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"smelt/images"
+	"smelt/images/remote"
 )
 
 type (
@@ -300,6 +302,25 @@ func (r *Repository) Release(envelope []byte) (images.Digest, error) {
 		}
 		return nil
 	})
+}
+
+// SignImage releases an image as far as one key can: it signs the manifest,
+// and stages and signs that the image exists.
+func (r *Repository) SignImage(st *images.Store, d images.Digest, key ed25519.PrivateKey) error {
+	if err := r.Check(Release, key); err != nil {
+		return err
+	}
+	if err := st.Cosign(d, key); err != nil {
+		return err
+	}
+	b, err := st.Envelope(d)
+	if err != nil {
+		return err
+	}
+	if _, err := r.Release(b); err != nil {
+		return err
+	}
+	return r.Sign(Release, key)
 }
 
 // Promote stages that a channel names the image of an envelope.
@@ -591,24 +612,30 @@ func count(keys images.Signers, signed any, sigs []metadata.Signature) (int, err
 	return n, nil
 }
 
+// Check is ErrRole where the signature of a key does not count for a role.
+func (r *Repository) Check(role Role, key ed25519.PrivateKey) error {
+	pub := key.Public().(ed25519.PublicKey)
+	may, err := r.may(role, pub)
+	if err != nil || may {
+		return err
+	}
+	keys, err := r.keysOf(role)
+	if err != nil {
+		return err
+	}
+	var ids []string
+	for _, k := range keys.Keys {
+		ids = append(ids, images.KeyID(k))
+	}
+	return fmt.Errorf("%w: %s is not among the keys of %s (%s)", ErrRole, images.KeyID(pub), role, strings.Join(ids, " "))
+}
+
 // Sign signs what is staged for a role. It does nothing where nothing is, or
 // key has signed.
 func (r *Repository) Sign(role Role, key ed25519.PrivateKey) error {
 	pub := key.Public().(ed25519.PublicKey)
-	may, err := r.may(role, pub)
-	if err != nil {
+	if err := r.Check(role, key); err != nil {
 		return err
-	}
-	if !may {
-		keys, err := r.keysOf(role)
-		if err != nil {
-			return err
-		}
-		var ids []string
-		for _, k := range keys.Keys {
-			ids = append(ids, images.KeyID(k))
-		}
-		return fmt.Errorf("%w: %s is not among the keys of %s (%s)", ErrRole, images.KeyID(pub), role, strings.Join(ids, " "))
 	}
 	signer, err := signature.LoadED25519Signer(key)
 	if err != nil {
@@ -692,5 +719,93 @@ func (r *Repository) SignAll(key ed25519.PrivateKey) ([]Role, error) {
 	return out, nil
 }
 
-// Keys returns who may sign a role.
+// Keys returns who may sign a role, as what is staged says.
 func (r *Repository) Keys(role Role) (images.Signers, error) { return r.keysOf(role) }
+
+// Status is what is published for a role.
+type Status struct {
+	Version int64 // 0: nothing
+	Expires time.Time
+}
+
+// Published returns what is published for a role.
+func (r *Repository) Published(role Role) (s Status, err error) {
+	tuf := role.tuf()
+	if role == Online {
+		tuf = metadata.SNAPSHOT
+	}
+	if s.Version, err = r.newest(tuf); err != nil || s.Version == 0 {
+		return s, err
+	}
+	switch role {
+	case Root:
+		m, err := r.rootBefore()
+		if err != nil {
+			return s, err
+		}
+		s.Expires = m.Signed.Expires
+	case Online:
+		m, err := read[metadata.TimestampType](r.published("timestamp.json"))
+		if err != nil {
+			return s, err
+		}
+		s.Expires = m.Signed.Expires
+	case Release, Canary, Stable:
+		m, err := read[metadata.TargetsType](r.published(fileName(tuf, s.Version)))
+		if err != nil {
+			return s, err
+		}
+		s.Expires = m.Signed.Expires
+	}
+	return s, nil
+}
+
+// FirstRoot returns the root that sites begin with: images.root of site.yaml.
+func (r *Repository) FirstRoot() ([]byte, error) {
+	b, err := os.ReadFile(r.published(fileName(metadata.ROOT, 1)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.New("nothing is published here yet: smelt image publish")
+	}
+	return b, err
+}
+
+// Fetch begins a release folder from what is published, or brings it up to
+// date: verified from root on, as a site does.
+func Fetch(ctx context.Context, dir string, root []byte, from remote.Remote) error {
+	for _, sub := range []string{"metadata", "staged"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return err
+		}
+	}
+	seen, err := os.MkdirTemp(dir, "fetch-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(seen)
+	c := Client{Dir: seen, Root: root, From: from}
+	v, err := c.Update(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for n := int64(1); n <= v.Root; n++ {
+		names = append(names, fileName(metadata.ROOT, n))
+	}
+	for _, tuf := range []string{metadata.TARGETS, Canary.tuf(), Stable.tuf()} {
+		names = append(names, fileName(tuf, v.versions[tuf+".json"]))
+	}
+	for _, name := range append(names, fileName(metadata.SNAPSHOT, v.Version), "timestamp.json") {
+		b, err := remote.ReadAll(ctx, from, "metadata/"+name, maxMetadata)
+		if err != nil {
+			return err
+		}
+		if err := replace(filepath.Join(dir, "metadata", name), b); err != nil {
+			return err
+		}
+	}
+	// Somebody may have published while we read, or a mirror mixes times: what
+	// lies here now must hang together by itself.
+	again := Client{Dir: filepath.Join(seen, "again"), Root: root, From: remote.Folder(dir)}
+	_, err = again.Update(ctx)
+	return err
+}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,25 @@ func lineOf(text, mark string) string {
 const netKey, modeKey, secondNet = "    interface: eno2\n", "    mode: authoritative ", "\n# The power tree."
 
 // TestModes reads one network of each mode, and whom they answer.
+// TestImages reads the section that stands in the example as a comment.
+func TestImages(t *testing.T) {
+	b, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "# images:")
+	section, _, _ = strings.Cut(section, "\nlisten:")
+	text := edit(t, "\nlisten:", "\nimages:"+strings.ReplaceAll(section, "\n#", "\n")+"\nlisten:")
+	s, err := Parse(example, []byte(text), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Images{Remote: "https://images.example/smelt", Root: "/etc/smelt/release-root.json", Channel: "stable", Every: 15 * time.Minute, User: "hall-a", Password: "images"}
+	if s.Images == nil || *s.Images != want || !slices.Contains(s.Secrets(), "images") {
+		t.Errorf("%+v, secrets %v", s.Images, s.Secrets())
+	}
+}
+
 func TestModes(t *testing.T) {
 	s, err := Parse("s", []byte(edit(t, secondNet, `
   - {name: row-b, mode: relay, interface: eno2, address: 10.20.0.1/16, subnet: 10.21.0.0/16, relays: [10.21.0.1], pool: 10.21.200.1-10.21.200.250, router: 10.21.0.1}
@@ -156,6 +176,13 @@ func TestMistakes(t *testing.T) {
 		{"shared outlet", "outlets: [{pdu: pdu-a1, outlet: 3}]", "outlets: [{pdu: pdu-a1, outlet: 3}, {pdu: pdu-a1, outlet: 3}]", "{pdu: pdu-a1, outlet: 3}]", `outlet "pdu-a1 3" stands twice`},
 		{"no watts", "    watts: 1800\n", "", "", "without a nameplate power"},
 		{"version", "apiVersion: smelt/v1", "apiVersion: smelt/v2", "smelt/v2", `"smelt/v2" is not allowed here; did you mean "smelt/v1"?`},
+		{"images from nowhere", "listen:\n", "images: {remote: ftp://x/y, root: /r}\nlisten:\n", "ftp://", `"ftp://x/y" is no address of images`},
+		{"images with a password", "listen:\n", "images: {remote: https://a:hunter2@x/y, root: /r}\nlisten:\n", "https://a", "the address holds a user"},
+		{"images by nobody's word", "listen:\n", "images: {remote: /srv}\nlisten:\n", "{remote", `"root" is missing`},
+		{"images by a lost word", "listen:\n", "images: {remote: /srv, root: next.json}\nlisten:\n", "next.json", `"next.json" is no absolute path`},
+		{"images all the time", "listen:\n", "images: {remote: /srv, root: /r, every: 1s}\nlisten:\n", "1s}", "1s is less than 10s"},
+		{"images' channel", "listen:\n", "images: {remote: /srv, root: /r, channel: stabel}\nlisten:\n", "stabel", `did you mean "stable"?`},
+		{"half of an account", "listen:\n", "images: {remote: /srv, root: /r, user: me}\nlisten:\n", "{remote", "user and password belong together"},
 		{"pages nowhere", "  ui: 127.0.0.1:8480", "  public: smelt.example\n  ui: 127.0.0.1:8480", "smelt.example", `people cannot reach pages at "smelt.example"`},
 		{"pages with a password", "  ui: 127.0.0.1:8480", "  public: https://a:b@smelt.example\n  ui: 127.0.0.1:8480", "https://a:b@smelt.example", `people cannot reach pages at`},
 		{"listen everywhere", "agent: 10.20.0.1:8443", "agent: 0.0.0.0:8443", "0.0.0.0:8443", `machines cannot be told "0.0.0.0:8443"`},

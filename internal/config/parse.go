@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"maps"
@@ -75,6 +76,7 @@ func (p *parser) parse(raw rawSite) {
 		p.known.Profiles = slices.DeleteFunc(slices.Clone(p.known.Profiles), func(name string) bool { return slices.Contains(p.known.LabOnly, name) })
 	}
 	p.listen(raw.Listen)
+	p.images(raw.Images)
 	p.networks(raw.Networks)
 	circuits := p.circuits(raw.Circuits)
 	pdus := p.pdus(raw.PDUs)
@@ -133,6 +135,35 @@ func (p *parser) knows(t text, what string, names []string) string {
 		return t.v
 	}
 	return p.refer(t, what, names)
+}
+
+// shortestPull keeps a site from asking its publisher all the time.
+const shortestPull = 10 * time.Second
+
+func (p *parser) images(raw *rawImages) {
+	if raw == nil {
+		return
+	}
+	i := &Images{Remote: raw.Remote.v, Root: raw.Root.v, Channel: cmp.Or(raw.Channel.v, "stable"), Every: 15 * time.Minute,
+		User: raw.User.v, Password: SecretRef(raw.Password.name)}
+	if u, err := url.Parse(i.Remote); err != nil || u.User != nil {
+		// It may hold a password: it is not repeated.
+		p.fail(raw.Remote.at, "user and password are keys of their own", "the address holds a user, or is none")
+	} else if i.Remote != "" && !filepath.IsAbs(i.Remote) && !slices.Contains([]string{"file", "http", "https", "s3", "s3+http", "oci", "oci+http"}, u.Scheme) {
+		p.fail(raw.Remote.at, "write a folder from /, https://, s3:// or oci://", "%q is no address of images", clip(i.Remote))
+	}
+	if i.Root != "" && !filepath.IsAbs(i.Root) {
+		p.fail(raw.Root.at, "write the whole path, from /", "%q is no absolute path", i.Root)
+	}
+	if raw.Every.v != "" {
+		if i.Every = p.duration(raw.Every); i.Every < shortestPull && i.Every != 0 {
+			p.fail(raw.Every.at, "15m is enough for most", "%s is less than %s", raw.Every.v, shortestPull)
+		}
+	}
+	if (i.User == "") != (i.Password == "") {
+		p.fail(raw.at, "give both, or none", "user and password belong together")
+	}
+	p.site.Images = i
 }
 
 func (p *parser) listen(raw rawListen) {

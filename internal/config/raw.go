@@ -24,6 +24,7 @@ type rawSite struct {
 	State      text         `yaml:"state" need:"yes" doc:"folder of the database, keys, secrets, images and boot files"`
 	Store      rawStore     `yaml:"store" doc:"sqlite (default) or {postgres: {dsn: {secret: NAME}}}"`
 	Listen     rawListen    `yaml:"listen" need:"yes" doc:"addresses that the server listens on"`
+	Images     *rawImages   `yaml:"images" doc:"released images; without it the site builds and signs its own"`
 	Networks   []rawNetwork `yaml:"networks" need:"yes" doc:"networks that machines boot on"`
 	Circuits   []rawCircuit `yaml:"circuits" doc:"the power tree; nothing is granted above volts x amps x derate"`
 	PDUs       []rawPDU     `yaml:"pdus" doc:"switched power distribution units"`
@@ -43,6 +44,16 @@ type rawListen struct {
 	Agent   text `yaml:"agent" need:"yes" format:"addrport" doc:"HTTPS for agents: ADDRESS:PORT, as machines are told it"`
 	Public  text `yaml:"public" format:"url" doc:"URL by which people reach the pages, for example https://smelt.hall.example: screens of machines show it as a QR code"`
 	UI      text `yaml:"ui" need:"yes" format:"listen" doc:"API and pages for people: HOST:PORT, fd:N or systemd"`
+}
+
+type rawImages struct {
+	at
+	Remote   text      `yaml:"remote" need:"yes" doc:"where images are published: a folder, https://, s3://HOST/BUCKET/PREFIX, oci://HOST/REPOSITORY"`
+	Root     text      `yaml:"root" need:"yes" doc:"file of the root that trust begins with: smelt image publish --root FILE"`
+	Channel  text      `yaml:"channel" enum:"canary stable" doc:"which image a plain name stands for; stable (default)"`
+	Every    text      `yaml:"every" format:"duration" doc:"how often to look for news; 15m (default)"`
+	User     text      `yaml:"user" doc:"S3 access key, or user of the registry"`
+	Password secretRef `yaml:"password" doc:"S3 secret key, or password of the registry"`
 }
 
 type rawNetwork struct {

@@ -14,6 +14,7 @@ type Site struct {
 	State      string // folder
 	Store      Store
 	Listen     Listen
+	Images     *Images // nil: images are built and signed here
 	Networks   []Network
 	Circuits   []inventory.Circuit // parents before children
 	PDUs       []PDU
@@ -41,6 +42,16 @@ type Store struct {
 type Listen struct {
 	Boot, BootTLS, Agent, UI string
 	Public                   string // URL by which people reach UI, without a slash at its end; may be empty
+}
+
+// Images says where released images come from, and whose word counts.
+type Images struct {
+	Remote   string
+	Root     string // file
+	Channel  string // canary stable
+	Every    time.Duration
+	User     string
+	Password SecretRef
 }
 
 // A Network is one that machines boot on.
@@ -179,6 +190,9 @@ func (s *Site) Secrets() []SecretRef {
 		}
 	}
 	add(s.Store.Postgres)
+	if s.Images != nil {
+		add(s.Images.Password)
+	}
 	for _, p := range s.PDUs {
 		add(p.Community, p.Auth, p.Priv)
 	}
