@@ -98,6 +98,7 @@ const (
 	sending          = 16               // transfers to peers at once
 	sendTime         = 30 * time.Second // one of them
 	maxFrame         = images.ChunkSize + images.ChunkSize/128
+	parting          = 2 * time.Second
 	conns            = 256
 	memory           = 64 << 20
 	chunkPath        = "/chunk/"
@@ -150,17 +151,20 @@ func Join(c Config) (*Client, error) {
 	return s, nil
 }
 
-// Close ends the serving: from here on the disk may change.
+// Close ends the serving, with a moment for the transfers that are running:
+// from here on the disk may change.
 func (s *Client) Close() {
 	s.end()
-	_ = s.srv.Close()
-	<-s.served
 	s.cancel()
 	s.wg.Wait()
-	s.peers.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), parting)
 	defer cancel()
 	_, _ = s.c.Report(ctx, Report{Image: s.c.Image, Port: s.port, Leave: true}) // the tracker notices anyway
+	if s.srv.Shutdown(ctx) != nil {
+		_ = s.srv.Close()
+	}
+	<-s.served
+	s.peers.CloseIdleConnections()
 }
 
 // Stats returns the counts.
