@@ -26,8 +26,9 @@ const (
 	overdue = 20 * time.Second
 	// A node that is given nothing for so long may use what the rules below
 	// keep for others: the origin, although somebody holds or fetches the
-	// chunk, and another rack, although its own holds it.
-	hungry = time.Second
+	// chunk, and another rack, although its own holds it. At first it is not
+	// known how long transfers take here.
+	hungry, patient = time.Second, 5 * time.Second
 
 	probes  = 48 // chunks looked at for one task
 	samples = 4  // holders looked at for one chunk
@@ -105,8 +106,9 @@ type swarm struct {
 	chunks []chunk
 	nodes  []*node // an index is never used again while the swarm lives
 	byID   map[string]*node
-	slots  float64 // transfers from the origin at once
-	busy   int     // of them, used
+	usual  time.Duration // a transfer takes; 0 while unknown
+	slots  float64       // transfers from the origin at once
+	busy   int           // of them, used
 	swept  time.Time
 	heard  time.Time
 }
@@ -417,6 +419,10 @@ func (t *Tracker) got(s *swarm, n *node, c int32, took time.Duration) {
 		return
 	}
 	n.credit = min(nodeCredit, n.credit+1)
+	if s.usual == 0 {
+		s.usual = took
+	}
+	s.usual += (min(took, overdue) - s.usual) / 16
 	if f.source < 0 {
 		switch {
 		case took < brisk:
@@ -478,7 +484,11 @@ func (t *Tracker) failed(now time.Time, s *swarm, n *node, f Failure) {
 // plan picks up to want tasks for n.
 func (t *Tracker) plan(now time.Time, s *swarm, n *node, want int) []Task {
 	var out []Task
-	starved := now.Sub(n.fed) > max(hungry, 4*s.pace())
+	wait := patient
+	if s.usual > 0 {
+		wait = min(max(hungry, 4*s.pace(), 3*s.usual), patient)
+	}
+	starved := now.Sub(n.fed) > wait
 	for len(out) < want {
 		c, from, ok := t.pick(now, s, n, starved && len(out) == 0)
 		if !ok {

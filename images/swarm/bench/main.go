@@ -120,7 +120,7 @@ func scenario(ctx context.Context, h *hall.Hall, img *image, what string, nodes 
 			j.Args = append(j.Args, "-unicast")
 		}
 		if (what == "bad" || what == "churn") && i%(nodes/liars) == 1 && i/(nodes/liars) < liars {
-			j.DieAfter = 0.3 // of what it takes without swarm and company
+			j.DieAfter = 0.6 // of what it takes without swarm and company
 		}
 		if what == "churn" {
 			j.Delay = 0.05 * float64(i) // they come one after the other
