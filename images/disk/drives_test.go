@@ -85,19 +85,19 @@ func (m *medium) told(what string) bool { return slices.Contains(m.log, what) }
 // fakeNVMe is an NVMe drive.
 type fakeNVMe struct {
 	*medium
-	oacs           uint16
-	fna            byte
-	sanicap        uint32
-	flbas, dps     byte
-	others         []uint32
-	lie            map[string]bool // what it says that it did, and does not
-	refuse         map[string]nvmeStatus
-	fail           int // sanitizes that end in failure
-	takes          int // looks at the log until a sanitize is done
-	state          uint16
-	command, left  uint32
-	never          bool // the log never changes
-	silent, formal int
+	oacs          uint16
+	fna           byte
+	sanicap       uint32
+	flbas, dps    byte
+	others        []uint32
+	lie           map[string]bool // what it says that it did, and does not
+	refuse        map[string]nvmeStatus
+	fail          int // sanitizes that end in failure
+	takes         int // looks at the log until a sanitize is done
+	state         uint16
+	command, left uint32
+	never         bool // the log never changes
+	formal        int
 }
 
 func newNVMe(t testing.TB) *fakeNVMe {
