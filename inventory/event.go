@@ -211,6 +211,13 @@ func (n Node) move(e Event) (Node, error) {
 	if e.Deadline != nil && !e.Deadline.After(e.At) {
 		return n, errors.New("its deadline would be over before it begins")
 	}
+	only := n.Plan != nil && n.Plan.WipeOnly
+	switch {
+	case n.State == Wiping && e.To == Retired && !only:
+		return n, errors.New("it is being wiped to get an image")
+	case e.To == Imaging && only:
+		return n, errors.New("its plan is to wipe it and no more")
+	}
 	switch e.To {
 	case Approved:
 		if e.Plan != nil {

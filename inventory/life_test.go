@@ -85,6 +85,9 @@ func TestOnlyListedMoves(t *testing.T) {
 	for _, from := range States() {
 		for _, to := range append(States(), 0, 99) {
 			n := ready(from)
+			if from == Wiping && to == Retired {
+				n.Plan = wipeOnly(n)
+			}
 			e := Event{Node: "rig-1", Version: n.Version + 1, At: at, Actor: "system", Kind: KindMoved, To: to, Reason: "test", Failure: &Failure{Cause: "test"}}
 			got, err := n.Apply(e)
 			if listed := slices.Contains(Table[from].Next, to); listed != (err == nil) {
@@ -108,6 +111,45 @@ func ready(s State) Node {
 	plan := Plan{Run: "run-1", Image: "abc", Disks: []DiskID{disk}, Target: disk, Hardware: hw.Digest()}.Seal()
 	return Node{ID: "rig-1", Version: 7, State: s, Since: at, Hardware: hw, Plan: &plan, Image: "abc",
 		Passed: &Passed{Report: "r", Hardware: hw.Digest(), Image: "abc"}}
+}
+
+// wipeOnly is the plan of n without an image.
+func wipeOnly(n Node) *Plan {
+	p := *n.Plan
+	p.Image, p.WipeOnly = "", true
+	p = p.Seal()
+	return &p
+}
+
+// A node is wiped to get an image, or to be retired, as its plan has it.
+func TestWipeOnly(t *testing.T) {
+	for _, tt := range []struct {
+		from, to State
+		only, ok bool
+	}{
+		{Inspected, Approved, true, true},
+		{Approved, Wiping, true, true},
+		{Wiping, Retired, true, true},
+		{Wiping, NeedsWork, true, true},
+		{Wiping, Imaging, true, false},
+		{NeedsWork, Imaging, true, false},
+		{Wiping, Retired, false, false},
+		{Wiping, Imaging, false, true},
+	} {
+		n := ready(tt.from)
+		if tt.only {
+			n.Plan = wipeOnly(n)
+		}
+		if _, err := move(n, tt.to); (err == nil) != tt.ok {
+			t.Errorf("%s to %s, wipe only %t: %v", tt.from, tt.to, tt.only, err)
+		}
+	}
+	n := ready(Approved)
+	p := *n.Plan
+	p.WipeOnly = true // and an image
+	if p = p.Seal(); p.Check() == nil {
+		t.Error("a plan to wipe only names an image")
+	}
 }
 
 func move(n Node, to State) (Node, error) {
@@ -430,6 +472,9 @@ func holds(r *rapid.T, before Node, e Event, n Node) {
 		if n.Plan == nil || n.Hold != nil || n.Spec.Protect || n.Joined || n.Hardware == nil || n.Plan.Hardware != n.Hardware.Digest() {
 			r.Fatalf("%s with plan %v, hold %v, protected %t, joined %t", n.State, n.Plan, n.Hold, n.Spec.Protect, n.Joined)
 		}
+		if n.State == Imaging && n.Plan.WipeOnly {
+			r.Fatalf("%s with a plan to wipe it and no more", n.State)
+		}
 	case Joining, InService:
 		if n.Passed == nil || n.Image == "" || n.Passed.Image != n.Image || n.Passed.Hardware != n.Hardware.Digest() {
 			r.Fatalf("%s with PASS %v on image %q", n.State, n.Passed, n.Image)
@@ -473,6 +518,9 @@ func drawEvent(r *rapid.T, n Node) Event {
 		d := n.Hardware.Disks[0].DiskID
 		plan.Disks, plan.Target, plan.Hardware = []DiskID{d}, d, n.Hardware.Digest()
 		e.Passed.Hardware = plan.Hardware
+	}
+	if rapid.IntRange(0, 4).Draw(r, "only") == 0 {
+		plan.Image, plan.WipeOnly = "", true
 	}
 	plan = plan.Seal()
 	owner, _, _ := cutActor(e.Actor)

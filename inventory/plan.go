@@ -13,7 +13,7 @@ import (
 // covers every other field; permits name it.
 type Plan struct {
 	Run       string   `json:"run"`
-	Image     string   `json:"image"` // manifest digest, hexadecimal
+	Image     string   `json:"image"` // manifest digest, hexadecimal; none if WipeOnly
 	ImageName string   `json:"imageName,omitempty"`
 	Profile   string   `json:"profile"`
 	Wipe      string   `json:"wipe"` // one of WipeLevels
@@ -22,6 +22,7 @@ type Plan struct {
 	Cluster   string   `json:"cluster,omitempty"`
 	Hardware  string   `json:"hardware"` // Hardware.Digest at approval
 	Allow     []string `json:"allow,omitempty"`
+	WipeOnly  bool     `json:"wipeOnly,omitempty"` // wipe it, and retire it: nothing is written afterwards
 	Digest    string   `json:"digest"`
 }
 
@@ -43,8 +44,8 @@ func (p Plan) Check() error {
 	switch {
 	case p.Digest == "" || p.Seal().Digest != p.Digest:
 		return errors.New("the plan is not sealed or was changed since")
-	case p.Run == "" || p.Image == "":
-		return errors.New("the plan names no run or no image")
+	case p.Run == "" || (p.Image == "") != p.WipeOnly:
+		return errors.New("the plan names no run or no image, or an image for a node that is only wiped")
 	case p.Hardware == "":
 		return errors.New("the plan does not say for which hardware it was made")
 	case len(p.Disks) == 0:

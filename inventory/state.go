@@ -119,7 +119,7 @@ var Table = map[State]Waiting{
 	},
 	Wiping: {
 		For: "the agent to erase its disks", Actor: "agent", Deadline: 24 * time.Hour,
-		Next: []State{Imaging, NeedsWork},
+		Next: []State{Imaging, NeedsWork, Retired},
 		Try:  "smelt node console NODE; a power-cycle is safe, the wipe starts again",
 	},
 	Imaging: {

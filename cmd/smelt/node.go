@@ -20,7 +20,7 @@ import (
 
 func newNode(o *options) *cobra.Command {
 	return group("node", "Look at nodes and act on them",
-		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodePower(o), newNodeEvents(o),
+		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodeWipe(o), newNodePower(o), newNodeEvents(o),
 		nodeVerb(o, "reject", "Reject a node: it is offered nothing but its own disk", "rejected", true, false),
 		nodeVerb(o, "hold", "Hold a node: nothing touches it until it is released", "held", true, false),
 		nodeVerb(o, "release", "Lift a hold", "released", false, false),
@@ -287,17 +287,7 @@ func newNodeApprove(o *options) *cobra.Command {
 			if !slices.ContainsFunc(targets, func(t api.Target) bool { return t.Key == target }) {
 				return usageError{fmt.Sprintf("%s has no disk %q that could take an image", args[0], target), "smelt node show " + args[0]}
 			}
-			fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", args[0], dash(string(n.Spec.Position)), n.State)
-			for _, t := range targets {
-				what := "left alone"
-				if all || t.Key == target {
-					what = "WILL BE WIPED"
-				}
-				diskLine(w, t.Disk, what)
-			}
-			for _, d := range spared {
-				diskLine(w, d, "never touched")
-			}
+			diskLines(w, n, targets, spared, func(t api.Target) bool { return all || t.Key == target })
 			if dry {
 				return say(c, nil, "Would approve %s (dry run: nothing was done)", args[0])
 			}
@@ -318,7 +308,7 @@ func newNodeApprove(o *options) *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&image, "image", "", "another image than its class has")
 	f.StringVar(&profile, "profile", "", "another burn-in profile than its class has")
-	f.StringVar(&wipe, "wipe", "", "another way to wipe than its class has: metadata, discard, overwrite or secure")
+	f.StringVar(&wipe, "wipe", "", "another way to wipe than its class has: metadata, discard, overwrite, secure or purge")
 	f.StringVar(&target, "target", "", "disk for the image: its serial, WWN or path; the largest one without foreign data when left out")
 	f.BoolVar(&all, "all-disks", false, "wipe its other internal disks too")
 	f.StringSliceVar(&allow, "allow", nil, "foreign data that may be wiped too, for example zfs_member")
@@ -326,6 +316,21 @@ func newNodeApprove(o *options) *cobra.Command {
 	f.StringVar(&confirm, "confirm", "", "the node's name, instead of typing it")
 	f.BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
 	return c
+}
+
+// diskLines says what would become of each disk of a node.
+func diskLines(w io.Writer, n inventory.Node, targets []api.Target, spared []inventory.Disk, wiped func(api.Target) bool) {
+	fmt.Fprintf(w, "%s at %s is %s. Its disks:\n", n.ID, dash(string(n.Spec.Position)), n.State)
+	for _, t := range targets {
+		what := "left alone"
+		if wiped(t) {
+			what = "WILL BE WIPED"
+		}
+		diskLine(w, t.Disk, what)
+	}
+	for _, d := range spared {
+		diskLine(w, d, "never touched")
+	}
 }
 
 func diskLine(w io.Writer, d inventory.Disk, what string) {

@@ -84,3 +84,30 @@ func TestWeakerWipe(t *testing.T) {
 		})
 	}
 }
+
+// A node that leaves is wiped, all of its internal disks, whatever its verdict
+// says, and retired; no image is ever ordered.
+func TestWipeOnly(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true})
+	a := h.inspectedAs(0)
+	h.reach(a.id, inventory.Inspected)
+	h.must(a.id, "wipe", map[string]string{"wipe": "overwrite", "confirm": string(a.id)})
+	a = h.installer(0)
+	o := a.ordered("wipe")
+	if !o.Plan.WipeOnly || o.Plan.Image != "" || o.Plan.Wipe != "overwrite" {
+		t.Errorf("plan %+v", o.Plan)
+	}
+	if err := h.do(a.id, "retire", map[string]string{"confirm": string(a.id)}); err == nil || !strings.Contains(err.Error(), "wait for its certificate") {
+		t.Errorf("retired in the middle of its wipe: %v", err)
+	}
+	a.written("wipe")
+	n := h.reach(a.id, inventory.Retired)
+	if n.Plan != nil {
+		t.Errorf("a plan is left: %+v", n.Plan)
+	}
+	blobs, err := h.s.Blobs(t.Context(), a.id, "certificates/")
+	a.ok(err)
+	if len(blobs) != 2 {
+		t.Errorf("%d documents", len(blobs))
+	}
+}

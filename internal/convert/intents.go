@@ -147,8 +147,11 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 		reason = i.Verb + " by " + i.Actor
 	}
 	switch i.Verb {
-	case "approve", "convert":
+	case "approve", "convert", "wipe":
 		a := approvalOf(i.ID, t.n.ID, i.Params)
+		if a.only = i.Verb == "wipe"; a.only && a.target == "" {
+			a.disks = "all" // who gives a machine away gives all of its disks away
+		}
 		p, err := t.plan(a)
 		if err != nil {
 			return false, err
@@ -156,6 +159,9 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 		ev := map[string]string{"run": p.Run, "image": p.ImageName, "target": p.Target.String()}
 		if a.force != "" {
 			ev["force"] = a.force
+		}
+		if a.only {
+			ev = map[string]string{"run": p.Run, "only": "wiped to " + p.Wipe + ", then retired"}
 		}
 		if t.n.State == inventory.NeedsWork {
 			if err := t.close(anyTask, i.Actor, "approved again"); err != nil {
@@ -172,6 +178,9 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 	case "leave", "reverify":
 		return t.takeOut(i, reason, act)
 	case "retire":
+		if t.n.State == inventory.Wiping {
+			return false, errors.New("it is being wiped: wait for its certificate")
+		}
 		if t.n.Joined && t.Join != nil {
 			return t.retireMember(i, reason)
 		}

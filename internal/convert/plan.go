@@ -23,6 +23,7 @@ type approval struct {
 	allow   []string // foreign signatures that may be destroyed
 	force   string   // reason to convert against the verdict
 	seen    string   // digest of the hardware that whoever approves looked at
+	only    bool     // wipe it and retire it
 }
 
 func approvalOf(id string, node inventory.NodeID, p map[string]string) approval {
@@ -43,9 +44,9 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	switch {
 	case n.Hardware == nil:
 		return inventory.Plan{}, fmt.Errorf("it was never inspected")
-	case n.Verdict == nil:
+	case n.Verdict == nil && !a.only:
 		return inventory.Plan{}, fmt.Errorf("it has no verdict yet")
-	case n.Verdict.Answer != triage.Convert && a.force == "":
+	case !a.only && n.Verdict.Answer != triage.Convert && a.force == "":
 		return inventory.Plan{}, fmt.Errorf("its verdict is %s; to convert it all the same give force with a reason", n.Verdict.Answer)
 	case a.seen != "" && a.seen != n.Hardware.Digest():
 		return inventory.Plan{}, fmt.Errorf("its hardware is not what was looked at any more: look again")
@@ -59,12 +60,20 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	} else if own {
 		return inventory.Plan{}, fmt.Errorf("what is known of its disks is what the system on one of them said: inspect it again: smelt node reinspect %s", n.ID)
 	}
-	p := inventory.Plan{
-		Run: a.run, Allow: a.allow, Hardware: n.Hardware.Digest(), Cluster: t.Site.Cluster,
-		ImageName: cmp.Or(a.image, n.Spec.Image, class.Image),
-		Profile:   cmp.Or(a.profile, n.Spec.Profile, class.Profile),
-		Wipe:      cmp.Or(a.wipe, class.Wipe, "discard"),
+	p := inventory.Plan{Run: a.run, Allow: a.allow, Hardware: n.Hardware.Digest(), Wipe: cmp.Or(a.wipe, class.Wipe, "discard"), WipeOnly: a.only}
+	if !slices.Contains(inventory.WipeLevels, p.Wipe) {
+		return inventory.Plan{}, fmt.Errorf("wipe %q: want one of %s", p.Wipe, strings.Join(inventory.WipeLevels, ", "))
 	}
+	if a.only {
+		var err error
+		if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, 0); err != nil {
+			return inventory.Plan{}, err
+		}
+		return p.Seal(), nil
+	}
+	p.Cluster = t.Site.Cluster
+	p.ImageName = cmp.Or(a.image, n.Spec.Image, class.Image)
+	p.Profile = cmp.Or(a.profile, n.Spec.Profile, class.Profile)
 	if p.ImageName == "" {
 		return inventory.Plan{}, fmt.Errorf("neither it nor its class names an image; give image=NAME")
 	}
@@ -81,9 +90,6 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	}
 	if _, ok := t.Site.Profiles[p.Profile]; !ok {
 		return inventory.Plan{}, fmt.Errorf("there is no burn-in profile %q", p.Profile)
-	}
-	if !slices.Contains(inventory.WipeLevels, p.Wipe) {
-		return inventory.Plan{}, fmt.Errorf("wipe %q: want one of %s", p.Wipe, strings.Join(inventory.WipeLevels, ", "))
 	}
 	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, v.size); err != nil {
 		return inventory.Plan{}, err

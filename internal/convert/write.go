@@ -85,6 +85,10 @@ func (t *turn) written(r reported, action string, next inventory.State) error {
 		}
 		t.add(inventory.Event{Kind: inventory.KindStep, Actor: system, Reason: "wipe certificate " + id, Evidence: map[string]string{"certificate": id}})
 	}
+	if t.n.Plan.WipeOnly {
+		next = inventory.Retired
+		t.after = append(t.after, t.endAgents)
+	}
 	t.move(next, action+" done and verified by the agent", ev)
 	return nil
 }

@@ -35,6 +35,7 @@ type verb struct {
 // verbs are the actions on nodes, in the order pages and documents show them.
 var verbs = []verb{
 	{"approve", Operator, "Approve the conversion of a node: its disks will be wiped", []string{"image", "profile", "wipe", "target", "disks", "allow", "force", "reason", "hardware", "confirm"}, true},
+	{"wipe", Operator, "Wipe all internal disks of a node, or the one that target names, file the certificate, and retire the node", []string{"wipe", "target", "allow", "reason", "hardware", "confirm"}, true},
 	{"reject", Operator, "Reject a node: it is never offered anything but its own disk", []string{"reason"}, false},
 	{"retire", Operator, "Retire a node", []string{"reason", "confirm"}, true},
 	{"hold", Technician, "Hold a node: nothing touches it until the same kind of owner lifts it", []string{"reason"}, false},

@@ -138,6 +138,13 @@ func (c Candidate) MayApprove() bool {
 		(n.State == inventory.Inspected || n.State == inventory.NeedsWork)
 }
 
+// MayWipe tells whether the node can be wiped and retired from here, which
+// needs no verdict.
+func (c Candidate) MayWipe() bool {
+	n := c.View.Node
+	return c.MayRule && len(c.Wipe) > 0 && n.Hold == nil && !n.Spec.Protect && (n.State == inventory.Inspected || n.State == inventory.NeedsWork)
+}
+
 // Against tells whether approval goes against the verdict and needs a reason.
 func (c Candidate) Against() bool {
 	return c.View.Node.Verdict != nil && c.View.Node.Verdict.Answer != "convert"
@@ -150,7 +157,8 @@ func (c Candidate) MayReject() bool {
 }
 
 func (c Candidate) MayRetire() bool {
-	return inventory.MayMove(c.View.Node.State, inventory.Retired) == nil
+	// From wiping the end of the wipe alone leads there.
+	return c.View.Node.State != inventory.Wiping && inventory.MayMove(c.View.Node.State, inventory.Retired) == nil
 }
 
 // MayInspect tells whether another inspection makes sense.
