@@ -19,6 +19,7 @@ func newImage(o *options) *cobra.Command {
 	cmd.PersistentFlags().StringVar(&state, "state", "/var/lib/smelt", "state folder of the site: its image store and its key")
 	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state), newImageKernel(), newImageTry(o, &state))
 	cmd.AddCommand(newImageSign(&state), newImagePromote(&state), newImageWithdraw(&state), newImagePublish(&state), newImagePull(o), newImageTrust(o, &state))
+	cmd.AddCommand(newImageLock(), newImageKey(), newImageDiff(o, &state))
 	return cmd
 }
 

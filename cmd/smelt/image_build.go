@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,27 +16,32 @@ import (
 )
 
 func newImageBuild(state *string) *cobra.Command {
-	var cache, bin, variant string
-	var sim bool
+	var f recipeFlags
+	var bin string
+	var sim, relock bool
 	cmd := &cobra.Command{
 		Use:   "build RECIPE",
-		Short: "Build the image of a recipe, sign it and put it into the store",
-		Long: `Build the image of a recipe, sign it with the site's key and put it into the
-store under the recipe's name. It needs root and a Debian host; the host stays
-read-only to everything the recipe runs. What did not change is not built again.`,
+		Short: "Build the image of a recipe from its lock, sign it and put it into the store",
+		Long: `Build the image of a recipe from its lock file, sign it with the site's key and
+put it into the store under its name. Every package is taken from the cache or
+from where the lock says, and verified; the same lock gives the same image, bit
+for bit. It needs root and a Debian host, which stays read-only to everything
+that the recipe runs. What did not change is not built again.`,
 		Example: "  sudo smelt image build images/recipes/debian-12-lab.yaml",
 		Args:    exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			recipe, err := recipeOf(args[0], variant)
+			if relock {
+				if err := f.refit(cmd.Context(), args[0], cmd.ErrOrStderr()); err != nil {
+					return err
+				}
+			}
+			recipe, l, err := f.locked(args[0])
 			if err != nil {
 				return err
 			}
-			if bin == "" {
-				exe, err := os.Executable()
-				if err != nil {
-					return err
-				}
-				bin = filepath.Dir(exe)
+			extra, err := agentFiles(bin, sim)
+			if err != nil {
+				return err
 			}
 			key, err := siteKey(*state)
 			if err != nil {
@@ -46,9 +52,21 @@ read-only to everything the recipe runs. What did not change is not built again.
 				return err
 			}
 			say := newStages(cmd.ErrOrStderr())
-			digest, info, err := build.Build(cmd.Context(), build.Options{
-				Recipe: recipe, Extra: agentFiles(bin, sim), Cache: cache, Out: st, Key: key, Progress: say.show,
-			})
+			o := build.Options{
+				Recipe: recipe, Lock: l, Extra: extra, Cache: f.cache, Mirrors: f.mirrors, Out: st, Key: key, Progress: say.show,
+			}
+			digest, info, err := build.Build(cmd.Context(), o)
+			if relock && errors.Is(err, build.ErrGone) {
+				say.end()
+				fmt.Fprintf(cmd.ErrOrStderr(), "smelt: %v\n", err)
+				if err := f.relock(cmd.Context(), recipe, false, cmd.ErrOrStderr()); err != nil {
+					return err
+				}
+				if o.Recipe, o.Lock, err = f.locked(args[0]); err != nil {
+					return err
+				}
+				digest, info, err = build.Build(cmd.Context(), o)
+			}
 			say.end()
 			if err != nil {
 				return err
@@ -59,28 +77,33 @@ read-only to everything the recipe runs. What did not change is not built again.
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "image %s %s: %s, kernel %s, %d MiB of data in %d MiB\n",
 				recipe.Title(), digest.Short(), how, info.Kernel, info.Data>>20, info.Compressed>>20)
+			if info.Log != "" {
+				fmt.Fprintf(cmd.ErrOrStderr(), "log: %s\n", info.Log)
+			}
 			fmt.Fprintln(cmd.OutOrStdout(), digest)
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&cache, "cache", ".cache", "folder for what can be made again")
-	cmd.Flags().StringVar(&bin, "bin", "", "folder with smelt-agent and smelt-gpu (default: where this program is)")
-	cmd.Flags().StringVar(&variant, "variant", "", "which of the recipe's images, where it has variants")
-	cmd.Flags().BoolVar(&sim, "sim", false, "add the simulated NVIDIA libraries, for a lab")
+	f.add(cmd)
+	agentFlags(cmd, &bin, &sim)
+	cmd.Flags().BoolVar(&relock, "relock", false, "lock by itself where the lock is missing, fits no more, or names packages that are gone")
 	return cmd
 }
 
-// recipeOf reads the recipe of one image.
-func recipeOf(file, variant string) (build.Recipe, error) {
-	r, err := build.ParseRecipe(file)
-	if err != nil {
-		return r, err
-	}
-	return r.Image(variant)
+func agentFlags(cmd *cobra.Command, bin *string, sim *bool) {
+	cmd.Flags().StringVar(bin, "bin", "", "folder with smelt-agent and smelt-gpu (default: where this program is)")
+	cmd.Flags().BoolVar(sim, "sim", false, "add the simulated NVIDIA libraries, for a lab")
 }
 
 // agentFiles are ours in every image.
-func agentFiles(bin string, sim bool) []build.Extra {
+func agentFiles(bin string, sim bool) ([]build.Extra, error) {
+	if bin == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		bin = filepath.Dir(exe)
+	}
 	files := []build.Extra{
 		{Dest: "/usr/lib/smelt/smelt-agent", Host: filepath.Join(bin, "smelt-agent"), Mode: 0o755},
 		{Dest: "/usr/lib/smelt/smelt-gpu", Host: filepath.Join(bin, "smelt-gpu"), Mode: 0o755},
@@ -90,7 +113,7 @@ func agentFiles(bin string, sim bool) []build.Extra {
 			files = append(files, build.Extra{Dest: "/usr/lib/smelt/sim/" + lib, Host: filepath.Join(bin, "sim", lib), Mode: 0o644})
 		}
 	}
-	return files
+	return files, nil
 }
 
 // stages shows the progress of a build: one line that is rewritten on a

@@ -54,7 +54,8 @@ labelled simulated everywhere.`,
 		// Built by the same commands that people use. The server in the lab
 		// reaches no mirror, so its kernel is fetched ahead.
 		for _, args := range [][]string{
-			{"image", "build", recipe, "--state", o.State(), "--cache", o.Cache, "--bin", o.Bin, "--sim"},
+			{"image", "build", recipe, "--relock", "--lock", filepath.Join(o.Cache, labImage+".lock"),
+				"--state", o.State(), "--cache", o.Cache, "--bin", o.Bin, "--sim"},
 			{"image", "kernel", "--cache", o.Cache},
 		} {
 			c := exec.CommandContext(cmd.Context(), exe, args...)

@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,13 +15,18 @@ const listsAge = 6 * time.Hour
 
 // apt is an apt of our own in dir: neither the host's release nor its
 // installed packages have a say in what goes into an image.
-type apt struct{ dir string }
+type apt struct {
+	dir     string
+	entries []string  // the source of each line of its sources.list
+	log     io.Writer // may be nil
+}
 
-// openApt writes the configuration of the apt for some sources, in cache. What the host says about the way to the
-// mirrors (proxies, certificates, clocks) holds here too; its hooks do not.
+// openApt writes the configuration of the apt for some sources, in cache. What
+// the host says about the way to the mirrors (proxies, certificates, clocks)
+// holds here too; its hooks do not.
 func openApt(ctx context.Context, cache string, sources []Source) (apt, error) {
 	dir := filepath.Join(cache, "apt-"+contentKey(sources)[:12])
-	a := apt{dir}
+	a := apt{dir: dir}
 	for _, d := range []string{"lists/partial", "archives/partial", "etc"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return a, err
@@ -32,7 +38,10 @@ func openApt(ctx context.Context, cache string, sources []Source) (apt, error) {
 	}
 	list, prefs := "", ""
 	for _, s := range sources {
-		list += strings.Join(s.lines(s.Key), "\n") + "\n"
+		for _, l := range s.lines(s.Key) {
+			list += l + "\n"
+			a.entries = append(a.entries, s.Name)
+		}
 		prefs += s.preferences()
 	}
 	conf := fmt.Sprintf(`Dir "/";
@@ -82,7 +91,7 @@ func hostAcquire(ctx context.Context) (string, error) {
 }
 
 func (a apt) command(name string, args ...string) command {
-	return command{name: name, args: args, env: []string{"APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}}
+	return command{name: name, args: args, log: a.log, env: []string{"APT_CONFIG=" + filepath.Join(a.dir, "apt.conf")}}
 }
 
 // update fetches the package lists when they are old.
@@ -91,10 +100,17 @@ func (a apt) update(ctx context.Context) error {
 	if i, err := os.Stat(stamp); err == nil && time.Since(i.ModTime()) < listsAge {
 		return nil
 	}
-	if _, err := a.command("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update").run(ctx); err != nil {
-		return fmt.Errorf("package lists: %w", err)
+	_, err := a.refresh(ctx)
+	return err
+}
+
+// refresh fetches the package lists, and returns what apt said.
+func (a apt) refresh(ctx context.Context) (string, error) {
+	out, err := a.command("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update").run(ctx)
+	if err != nil {
+		return out, fmt.Errorf("package lists: %w", err)
 	}
-	return os.WriteFile(stamp, nil, 0o644)
+	return out, os.WriteFile(filepath.Join(a.dir, "updated"), nil, 0o644)
 }
 
 // depends returns the packages that pkg depends on.

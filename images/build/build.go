@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
@@ -27,19 +28,21 @@ type Extra struct {
 	Mode os.FileMode
 }
 
-// Options of Build. All are needed but Extra and Progress.
+// Options of Build. All are needed but Extra, Mirrors and Progress.
 type Options struct {
 	Recipe   Recipe
+	Lock     Lock
 	Extra    []Extra
-	Cache    string        // folder for what can be made again
-	Out      *images.Store // takes the image
+	Mirrors  map[string]string // other addresses of sources, by name
+	Cache    string            // folder for what can be made again
+	Out      *images.Store     // takes the image
 	Key      ed25519.PrivateKey
 	Progress func(Progress)
 }
 
 // Progress is one step of a build.
 type Progress struct {
-	Stage string  // packages, rootfs, disk, compress
+	Stage string  // tools, fetch, packages, modules, rootfs, disk, compress
 	Done  float64 // 0 to 1, of the stage
 	Line  string  // for people
 }
@@ -53,10 +56,18 @@ type Info struct {
 	Data       int64  // bytes of it that are not zero chunks
 	Compressed int64
 	Elapsed    time.Duration
+	Log        string // the file of all that the tools said; "" where nothing was built
 }
 
 // builder is one build; its Cache is absolute.
-type builder struct{ Options }
+type builder struct {
+	Options
+	log *logFile
+	env []string // more environment for what runs in the tree
+}
+
+// epoch tells tools the time to write (reproducible-builds.org/specs/source-date-epoch).
+func (b *builder) epoch() string { return fmt.Sprintf("SOURCE_DATE_EPOCH=%d", b.Lock.Date.Unix()) }
 
 // Build returns the image of a recipe, making what the cache lacks. Two builds
 // of one key at the same time are one build.
@@ -77,10 +88,7 @@ func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	if len(o.Recipe.images) > 0 {
 		return images.Digest{}, Info{}, errors.New("the recipe has variants: each is built for itself")
 	}
-	if o.Recipe.GPU != nil {
-		return images.Digest{}, Info{}, errors.New("the recipe has a driver, whose modules cannot be built yet")
-	}
-	key, err := Key(o.Recipe, o.Extra)
+	key, err := Key(o.Recipe, o.Lock, o.Extra)
 	if err != nil {
 		return images.Digest{}, Info{}, err
 	}
@@ -90,11 +98,11 @@ func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	if err := os.MkdirAll(o.Cache, 0o755); err != nil {
 		return images.Digest{}, Info{}, err
 	}
-	b := &builder{o}
+	b := &builder{Options: o}
 	if d, info, ok := b.built(key); ok {
 		return d, info, nil
 	}
-	unlock, err := lock(ctx, filepath.Join(o.Cache, "build.lock"))
+	unlock, err := flock(ctx, filepath.Join(o.Cache, "build.lock"))
 	if err != nil {
 		return images.Digest{}, Info{}, err
 	}
@@ -102,12 +110,24 @@ func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	if d, info, ok := b.built(key); ok {
 		return d, info, nil
 	}
-	return b.build(ctx, key)
+	if b.log, err = openLog(filepath.Join(o.Cache, "log"), o.Recipe.Title()); err != nil {
+		return images.Digest{}, Info{}, err
+	}
+	d, info, err := b.build(ctx, key)
+	b.log.close(err)
+	info.Log = b.log.path
+	if err != nil {
+		return d, info, fmt.Errorf("%w\n(everything that was said: %s)", err, b.log.path)
+	}
+	return d, info, nil
 }
 
-// Key is what an image follows from: recipe, contents of the extra files,
-// version of the builder. The same key gives the cached image.
-func Key(r Recipe, extra []Extra) (string, error) {
+// Key is what an image follows from: recipe, lock, contents of the extra
+// files, version of the builder. The same key gives the cached image.
+func Key(r Recipe, l Lock, extra []Extra) (string, error) {
+	if err := l.Fits(r); err != nil {
+		return "", err
+	}
 	var keys []extraKey
 	for _, e := range extra {
 		if err := checkDest(e.Dest); err != nil {
@@ -120,22 +140,13 @@ func Key(r Recipe, extra []Extra) (string, error) {
 		keys = append(keys, extraKey{e.Dest, d, e.Mode})
 	}
 	slices.SortFunc(keys, func(a, b extraKey) int { return strings.Compare(a.Dest, b.Dest) })
-	return r.key(keys), nil
+	b := builder{Options: Options{Recipe: r, Lock: l}}
+	return contentKey(b.stageKey(b.imageStage()), r.Title(), r.GPU, l.Digest(), r.Kernel, r.Cmdline, r.Free, keys), nil
 }
 
 // builderVersion is part of every key: raise it when the builder makes
-// something else of the same recipe.
-const builderVersion = 2
-
-// packagesKey is the key of the stage that takes minutes.
-func (r Recipe) packagesKey() string {
-	return contentKey(builderVersion, r.Suite, r.Sources, r.Packages, r.Exclude, r.Include, r.Files, r.commands(), r.Remove)
-}
-
-// key is what an image follows from.
-func (r Recipe) key(extra []extraKey) string {
-	return contentKey(r.packagesKey(), r.Name, r.Variant, r.Cmdline, r.Free, extra)
-}
+// something else of the same recipe and lock.
+const builderVersion = 3
 
 func contentKey(parts ...any) string {
 	b, err := json.Marshal(parts)
@@ -206,8 +217,15 @@ func (b *builder) built(key string) (images.Digest, Info, bool) {
 
 func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, error) {
 	fail := func(err error) (images.Digest, Info, error) { return images.Digest{}, Info{}, err }
-	cached := exists(filepath.Join(b.Cache, "rootfs", b.Recipe.packagesKey(), "complete"))
-	tree, err := b.packages(ctx)
+	driver, err := b.Lock.driver(b.Recipe)
+	if err != nil {
+		return fail(err)
+	}
+	tools, err := b.tools(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	tree, cached, err := b.tree(ctx, b.imageStage())
 	if err != nil {
 		return fail(err)
 	}
@@ -220,11 +238,14 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 	b.tell("rootfs", 0, "adding files")
 	root := filepath.Join(work, "root")
 	// Links, not copies: what is replaced below is removed first.
-	if _, err := (command{name: "cp", args: []string{"-al", tree, root}}).run(ctx); err != nil {
+	if _, err := (command{name: "cp", args: []string{"-al", tree, root}, log: b.log}).run(ctx); err != nil {
 		return fail(err)
 	}
 	kernel, err := kernelOf(root)
 	if err != nil {
+		return fail(err)
+	}
+	if err := b.modules(ctx, root, kernel); err != nil {
 		return fail(err)
 	}
 	id := idsFrom(key)
@@ -234,7 +255,7 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 
 	b.tell("disk", 0, "filesystem and boot loaders")
 	raw := filepath.Join(work, "disk.raw")
-	size, err := b.assemble(ctx, work, root, raw, id)
+	size, err := b.assemble(ctx, tools, work, root, raw, id)
 	if err != nil {
 		return fail(err)
 	}
@@ -244,9 +265,34 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 	}
 	defer f.Close()
 	b.tell("compress", 0, "compressing and signing")
-	d, err := b.Out.Add(ctx, images.Manifest{
-		Name: b.Recipe.Name, Variant: b.Recipe.Variant, Arch: b.Recipe.Arch, Created: time.Now().UTC().Truncate(time.Second), Key: key, Root: id.root, Kernel: kernel,
-	}, f, size, b.Key, func(done int64) { b.tell("compress", float64(done)/float64(size), "compressing and signing") })
+	m := images.Manifest{
+		Name: b.Recipe.Name, Variant: b.Recipe.Variant, Arch: b.Recipe.Arch, Created: b.Lock.Date, Key: key,
+		Root: id.root, Kernel: kernel, Driver: driver,
+	}
+	blob, err := os.Create(filepath.Join(work, "blob"))
+	if err != nil {
+		return fail(err)
+	}
+	defer blob.Close()
+	c, err := images.Compress(ctx, blob, f, size, func(done int64) { b.tell("compress", float64(done)/float64(size), "compressing and signing") })
+	if err != nil {
+		return fail(err)
+	}
+	m.Size, m.Blob, m.BlobLen, m.Chunks = c.Size, c.Blob, c.BlobLen, c.Chunks
+	if err := b.budget(m); err != nil {
+		return fail(err)
+	}
+	if err := b.documents(&m, root, key); err != nil {
+		return fail(err)
+	}
+	envelope, err := images.Sign(m, b.Key)
+	if err != nil {
+		return fail(err)
+	}
+	if _, err := blob.Seek(0, io.SeekStart); err != nil {
+		return fail(err)
+	}
+	d, err := b.Out.Put(envelope, blob)
 	if err != nil {
 		return fail(err)
 	}
@@ -256,11 +302,22 @@ func (b *builder) build(ctx context.Context, key string) (images.Digest, Info, e
 	if err := os.WriteFile(b.record(key), []byte(d.String()+"\n"), 0o644); err != nil {
 		return fail(err)
 	}
-	m, err := b.Out.Manifest(d)
-	if err != nil {
-		return fail(err)
-	}
 	return d, Info{Packages: cached, Kernel: kernel, Size: size, Data: m.Data(), Compressed: m.BlobLen}, nil
+}
+
+// budget refuses an image that takes more than its recipe allows, and says what
+// takes the most.
+func (b *builder) budget(m images.Manifest) error {
+	if b.Recipe.Budget == 0 || m.BlobLen <= b.Recipe.Budget {
+		return nil
+	}
+	big := slices.SortedFunc(slices.Values(b.Lock.Packages), func(a, b Locked) int { return cmp.Compare(b.Installed, a.Installed) })
+	var names []string
+	for _, p := range big[:min(5, len(big))] {
+		names = append(names, fmt.Sprintf("%s %d MiB", p.Name, p.Installed>>10))
+	}
+	return fmt.Errorf("%s: it takes %d MiB compressed, and its budgetMiB is %d; the largest packages, installed: %s",
+		b.Recipe.path, (m.BlobLen+mib-1)/mib, b.Recipe.Budget/mib, strings.Join(names, ", "))
 }
 
 // kernelOf returns the release of the one kernel in a tree.
@@ -270,7 +327,7 @@ func kernelOf(root string) (string, error) {
 		return "", err
 	}
 	if len(found) != 1 {
-		return "", fmt.Errorf("the packages bring %d kernels, want one: is linux-image-amd64 in the recipe?", len(found))
+		return "", fmt.Errorf("the packages bring %d kernels, want one: is there one under kernel?", len(found))
 	}
 	release := strings.TrimPrefix(filepath.Base(found[0]), "vmlinuz-")
 	if !exists(filepath.Join(root, "boot", "initrd.img-"+release)) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,8 +25,8 @@ const (
 	rootAt   = espAt + espSize
 )
 
-// grubFolder is where Debian's grub-pc-bin and grub-efi-amd64-bin put theirs.
-const grubFolder = "/usr/lib/grub"
+// grubFolder is where the tools grub-pc-bin and grub-efi-amd64-bin put theirs.
+const grubFolder = "usr/lib/grub"
 
 // grubModules are all that grub.cfg needs, built in: nothing is loaded from
 // the root filesystem.
@@ -59,7 +60,7 @@ func idsFrom(key string) ids {
 }
 
 // assemble makes the disk image from a tree, and returns its size.
-func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) (int64, error) {
+func (b *builder) assemble(ctx context.Context, tools, work, root, out string, id ids) (int64, error) {
 	data, files, err := size(root)
 	if err != nil {
 		return 0, err
@@ -76,22 +77,40 @@ func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) 
 	if err := d.Truncate(disk); err != nil {
 		return 0, err
 	}
-	if _, err = (command{name: "mke2fs", args: []string{
+	if err := needSpace(work, data+espSize, "the disk image"); err != nil {
+		return 0, err
+	}
+	// mke2fs reads the tree as a tar: of a folder it copies the time of its
+	// files' last change, which nobody can set.
+	pr, pw := io.Pipe()
+	walk := make(chan error, 1)
+	go func() {
+		err := writeTar(pw, root, b.Lock.Date)
+		pw.CloseWithError(err)
+		walk <- err
+	}()
+	_, err = command{name: "mke2fs", root: tools, stdin: pr, log: b.log, env: []string{b.epoch()}, args: []string{
 		"-q", "-F", "-t", "ext4", "-L", "root", "-U", id.root, "-b", "4096", "-I", "256", "-i", "16384", "-m", "1",
 		"-J", fmt.Sprintf("size=%d", journal),
-		// The two features are newer than Debian 12's GRUB.
+		// The two features are newer than the GRUB of Debian 12, which a node's
+		// owner may install.
 		"-O", "^metadata_csum_seed,^orphan_file",
 		// A file of zeros needs no inode table written, here or at first boot.
 		"-E", fmt.Sprintf("offset=%d,hash_seed=%s,root_owner=0:0,lazy_itable_init=0,assume_storage_prezeroed=1", rootAt, id.root),
-		"-d", root, out, fmt.Sprintf("%dk", fs/1024),
-	}}).run(ctx); err != nil {
+		"-d", "-", out, fmt.Sprintf("%dk", fs/1024),
+	}}.run(ctx)
+	pr.Close()
+	if werr := <-walk; werr != nil && !errors.Is(werr, io.ErrClosedPipe) {
+		return 0, fmt.Errorf("read the tree: %w", werr)
+	}
+	if err != nil {
 		return 0, err
 	}
-	if _, err := (command{name: "e2fsck", args: []string{"-fn", fmt.Sprintf("%s?offset=%d", out, rootAt)}}).run(ctx); err != nil {
+	if _, err := (command{name: "e2fsck", root: tools, log: b.log, args: []string{"-fn", fmt.Sprintf("%s?offset=%d", out, rootAt)}}).run(ctx); err != nil {
 		return 0, err
 	}
 	esp, core := filepath.Join(work, "esp.fat"), filepath.Join(work, "core.img")
-	if err := b.grub(ctx, work, core, esp, id); err != nil {
+	if err := b.grub(ctx, tools, work, core, esp, id); err != nil {
 		return 0, err
 	}
 	if err := copySparse(d, core, coreAt); err != nil {
@@ -100,7 +119,7 @@ func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) 
 	if err := copySparse(d, esp, espAt); err != nil {
 		return 0, err
 	}
-	if err := embedGrub(d, core); err != nil {
+	if err := embedGrub(d, filepath.Join(tools, grubFolder, "i386-pc", "boot.img"), core); err != nil {
 		return 0, err
 	}
 	t := gpt.Table{Disk: id.disk, Parts: []gpt.Part{
@@ -113,7 +132,7 @@ func (b *builder) assemble(ctx context.Context, work, root, out string, id ids) 
 
 // grub makes core.img for BIOS and an ESP with the UEFI loader at the path
 // that firmware takes without a boot entry.
-func (b *builder) grub(ctx context.Context, work, core, esp string, id ids) error {
+func (b *builder) grub(ctx context.Context, tools, work, core, esp string, id ids) error {
 	early := filepath.Join(work, "early.cfg")
 	// By UUID, so that any disk of any controller will do.
 	if err := os.WriteFile(early, []byte("search --fs-uuid --set=root "+id.root+"\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n"), 0o644); err != nil {
@@ -121,20 +140,19 @@ func (b *builder) grub(ctx context.Context, work, core, esp string, id ids) erro
 	}
 	loader := filepath.Join(work, "BOOTX64.EFI")
 	for _, t := range []struct {
-		platform, out, need string
-		modules             []string
+		platform, out string
+		modules       []string
 	}{
-		{"i386-pc", core, "grub-pc-bin", []string{"biosdisk"}},
-		{"x86_64-efi", loader, "grub-efi-amd64-bin", []string{"efi_gop", "efi_uga"}},
+		{"i386-pc", core, []string{"biosdisk"}},
+		{"x86_64-efi", loader, []string{"efi_gop", "efi_uga"}},
 	} {
-		dir := filepath.Join(grubFolder, t.platform)
-		if !exists(filepath.Join(dir, "moddep.lst")) {
-			return fmt.Errorf("GRUB for %s is not installed: apt-get install %s", t.platform, t.need)
-		}
-		args := []string{"-O", t.platform, "-d", dir, "-o", t.out, "-p", "/boot/grub", "-c", early}
-		if _, err := (command{name: "grub-mkimage", args: append(append(args, grubModules...), t.modules...)}).run(ctx); err != nil {
+		args := []string{"-O", t.platform, "-d", filepath.Join(tools, grubFolder, t.platform), "-o", t.out, "-p", "/boot/grub", "-c", early}
+		if _, err := (command{name: "grub-mkimage", root: tools, log: b.log, args: append(append(args, grubModules...), t.modules...)}).run(ctx); err != nil {
 			return err
 		}
+	}
+	if err := os.Chtimes(loader, b.Lock.Date, b.Lock.Date); err != nil { // mcopy keeps it
+		return err
 	}
 	if err := os.WriteFile(esp, nil, 0o644); err != nil {
 		return err
@@ -143,9 +161,9 @@ func (b *builder) grub(ctx context.Context, work, core, esp string, id ids) erro
 		return err
 	}
 	for _, c := range []command{
-		{name: "mkfs.fat", args: []string{"--invariant", "-i", fmt.Sprintf("%08x", id.fat), "-F", "32", "-s", "1", "-n", "ESP", esp}},
-		{name: "mmd", args: []string{"-i", esp, "::/EFI", "::/EFI/BOOT"}},
-		{name: "mcopy", args: []string{"-i", esp, "-m", loader, "::/EFI/BOOT/BOOTX64.EFI"}},
+		{name: "mkfs.fat", root: tools, log: b.log, env: []string{b.epoch()}, args: []string{"--invariant", "-i", fmt.Sprintf("%08x", id.fat), "-F", "32", "-s", "1", "-n", "ESP", esp}},
+		{name: "mmd", root: tools, log: b.log, env: []string{b.epoch()}, args: []string{"-i", esp, "::/EFI", "::/EFI/BOOT"}},
+		{name: "mcopy", root: tools, log: b.log, env: []string{b.epoch()}, args: []string{"-i", esp, "-m", loader, "::/EFI/BOOT/BOOTX64.EFI"}},
 	} {
 		if _, err := c.run(ctx); err != nil {
 			return err
@@ -157,8 +175,8 @@ func (b *builder) grub(ctx context.Context, work, core, esp string, id ids) erro
 // embedGrub writes boot.img to the first sector and tells it where core.img
 // is, and core.img how long it is, which is what grub-install does to a disk
 // (grub-2.06: util/setup.c, include/grub/i386/pc/boot.h, grub-core/boot/i386/pc/diskboot.S).
-func embedGrub(d *os.File, core string) error {
-	boot, err := os.ReadFile(filepath.Join(grubFolder, "i386-pc", "boot.img"))
+func embedGrub(d *os.File, bootImg, core string) error {
+	boot, err := os.ReadFile(bootImg)
 	if err != nil {
 		return err
 	}

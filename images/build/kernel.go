@@ -50,7 +50,7 @@ func openKernel(dir string) (KernelFiles, error) {
 }
 
 func fetchKernel(ctx context.Context, cache, tmp string) error {
-	unlock, err := lock(ctx, filepath.Join(cache, "apt.lock"))
+	unlock, err := flock(ctx, filepath.Join(cache, "apt.lock"))
 	if err != nil {
 		return err
 	}

@@ -15,12 +15,33 @@ func endToEnd(t *testing.T) {
 	}
 }
 
+// testCache is what slow tests share, so that packages are fetched once.
+func testCache(t *testing.T) string {
+	t.Helper()
+	if cache := os.Getenv("SMELT_TEST_CACHE"); cache != "" { // keep it between runs
+		return cache
+	}
+	return sharedCache
+}
+
+var sharedCache string
+
+func TestMain(m *testing.M) {
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	var err error
+	if sharedCache, err = os.MkdirTemp("", "smelt-build-"); err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(sharedCache)
+	return m.Run()
+}
+
 func TestKernel(t *testing.T) {
 	endToEnd(t)
-	cache := os.Getenv("SMELT_TEST_CACHE") // keep it between runs
-	if cache == "" {
-		cache = t.TempDir()
-	}
+	cache := testCache(t)
 	k, err := Kernel(t.Context(), cache)
 	if err != nil {
 		t.Fatal(err)

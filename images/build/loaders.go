@@ -41,7 +41,7 @@ func openLoaders(dir string) (LoaderFiles, error) {
 }
 
 func fetchLoaders(ctx context.Context, cache, tmp string) error {
-	unlock, err := lock(ctx, filepath.Join(cache, "apt.lock"))
+	unlock, err := flock(ctx, filepath.Join(cache, "apt.lock"))
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func cached[T any](ctx context.Context, cache, name string, open func(dir string
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return none, err
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, name+".lock"))
+	unlock, err := flock(ctx, filepath.Join(cache, name+".lock"))
 	if err != nil {
 		return none, err
 	}

@@ -239,7 +239,7 @@ func (p parser) bad(line int, format string, args ...any) error {
 	if line > 0 {
 		at += ":" + strconv.Itoa(line)
 	}
-	return fmt.Errorf("%s: %s", at, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%s: %w", at, fmt.Errorf(format, args...))
 }
 
 func parseRecipe(file string, b []byte) (Recipe, error) {

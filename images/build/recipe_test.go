@@ -1,6 +1,7 @@
 package build
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"smelt/images"
 )
 
 func TestRecipesInTheTree(t *testing.T) {
@@ -102,7 +105,7 @@ func TestRecipeMistakes(t *testing.T) {
 
 func FuzzRecipe(f *testing.F) {
 	f.Add([]byte(small))
-	f.Add([]byte(full))
+	f.Add([]byte(whole))
 	b, err := os.ReadFile("../recipes/debian-12-lab.yaml")
 	if err != nil {
 		f.Fatal(err)
@@ -139,7 +142,7 @@ func check(t *testing.T, r Recipe) {
 	}
 }
 
-const full = small + `  - sudo
+const whole = small + `  - sudo
 kernel: linux-image-generic
 cluster: slurm
 budgetMiB: 400
@@ -166,7 +169,7 @@ variants:
 
 // The whole schema, once.
 func TestVariants(t *testing.T) {
-	r, err := parseRecipe("dir/r.yaml", []byte(full))
+	r, err := parseRecipe("dir/r.yaml", []byte(whole))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -248,15 +251,24 @@ func TestKeys(t *testing.T) {
 	}
 	write("one")
 	extra := []Extra{{"/agent", agent, 0o755}}
+	lock := func(r Recipe) Lock {
+		return Lock{Image: r.Title(), Recipe: r.lockInput(), Date: time.Unix(1e9, 0),
+			Packages: []Locked{{Name: "systemd", Version: "252", SHA256: images.Digest{1}}},
+			Tools:    []Locked{{Name: "mtools", Version: "4", SHA256: images.Digest{2}}}}
+	}
+	stageKey := func(r Recipe, l Lock) string {
+		b := builder{Options: Options{Recipe: r, Lock: l}}
+		return b.stageKey(b.imageStage())
+	}
 	key := func(r Recipe, e []Extra) string {
 		t.Helper()
-		k, err := Key(r, e)
+		k, err := Key(r, lock(r), e)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return k
 	}
-	first, stage := key(r, extra), r.packagesKey()
+	first, stage := key(r, extra), stageKey(r, lock(r))
 	if key(r, extra) != first {
 		t.Error("the same inputs give another key")
 	}
@@ -270,18 +282,39 @@ func TestKeys(t *testing.T) {
 	}
 	other := r
 	other.Cmdline = "quiet"
-	if key(other, extra) == first || other.packagesKey() != stage {
+	if key(other, extra) == first || stageKey(other, lock(other)) != stage {
 		t.Error("the command line belongs to the disk, not to the packages")
 	}
 	other = r
 	other.Packages = append([]string{"munge"}, r.Packages...)
-	if other.packagesKey() == stage || key(other, extra) == first {
-		t.Error("a new package gives the old tree")
+	if _, err := Key(other, lock(r), extra); !errors.Is(err, ErrStale) {
+		t.Errorf("a new package and the old lock: %v", err)
 	}
-	if _, err := Key(r, []Extra{{"/agent", agent + "x", 0o755}}); err == nil {
+	for what, change := range map[string]func(*Lock){
+		"package":      func(l *Lock) { l.Packages[0].SHA256 = images.Digest{9} },
+		"date":         func(l *Lock) { l.Date = l.Date.Add(time.Second) },
+		"tool":         func(l *Lock) { l.Tools[0].SHA256 = images.Digest{9} },
+		"compile tree": func(l *Lock) { l.Compile = l.Packages },
+	} {
+		l := lock(r)
+		change(&l)
+		k, err := Key(r, l, extra)
+		if err != nil || k == first {
+			t.Errorf("another %s gives the old image: %v", what, err)
+		}
+		if stageKey(r, l) == stage && (what == "package" || what == "date") || stageKey(r, l) != stage && what == "tool" {
+			t.Errorf("another %s, and the tree of packages has the wrong key", what)
+		}
+	}
+	// Where it came from makes no difference.
+	near, err := r.Mirrored(map[string]string{"debian": "http://near/debian"})
+	if err != nil || near.lockInput() != r.lockInput() {
+		t.Errorf("a mirror changes the lock: %v", err)
+	}
+	if _, err := Key(r, lock(r), []Extra{{"/agent", agent + "x", 0o755}}); err == nil {
 		t.Error("a missing file has a key")
 	}
-	if _, err := Key(r, []Extra{{"../agent", agent, 0o755}}); err == nil {
+	if _, err := Key(r, lock(r), []Extra{{"../agent", agent, 0o755}}); err == nil {
 		t.Error("a path outside the image has a key")
 	}
 }

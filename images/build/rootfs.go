@@ -2,60 +2,244 @@ package build
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"smelt/images"
 )
 
-// packages returns the folder that holds the tree of the recipe's packages,
-// files and commands, building it when the cache has none.
-func (b *builder) packages(ctx context.Context) (string, error) {
-	dir := filepath.Join(b.Cache, "rootfs", b.Recipe.packagesKey())
-	root := filepath.Join(dir, "root")
+// A stage is a tree of installed packages.
+type stage struct {
+	name     string // for progress
+	pkgs     []Locked
+	ask      []string // names of those that were asked for; the others follow
+	exclude  []string
+	include  []string
+	files    []File
+	commands []string
+	remove   []string
+	sources  string // the tree's own sources.list
+}
+
+// imageStage is the stage of the image itself.
+func (b *builder) imageStage() stage {
+	r := b.Recipe
+	s := stage{
+		name: "packages", pkgs: b.Lock.Packages, exclude: r.Exclude, include: r.Include,
+		files: r.Files, commands: r.commands(), remove: r.Remove,
+	}
+	s.ask = asked(b.Lock.Packages)
+	for _, src := range r.Sources {
+		if src.Dir == "" {
+			s.sources += strings.Join(src.lines(src.imageKey()), "\n") + "\n"
+		}
+	}
+	return s
+}
+
+// asked returns the names of those that do not just follow from others.
+func asked(pkgs []Locked) []string {
+	var names []string
+	for _, p := range pkgs {
+		if p.Asked {
+			names = append(names, p.Name)
+		}
+	}
+	return names
+}
+
+// stageKey is what a stage follows from.
+func (b *builder) stageKey(s stage) string {
+	type pkg struct {
+		Name string
+		Sum  images.Digest
+	}
+	var pkgs []pkg
+	for _, p := range s.pkgs {
+		pkgs = append(pkgs, pkg{p.Name, p.SHA256})
+	}
+	return contentKey(builderVersion, b.Recipe.Suite, b.Lock.Date.Unix(), pkgs, s.ask, s.exclude, s.include, s.files, s.commands, s.remove, s.sources)
+}
+
+// tree returns the folder that holds a stage, building it when the cache has
+// none.
+func (b *builder) tree(ctx context.Context, s stage) (root string, cached bool, err error) {
+	dir := filepath.Join(b.Cache, "rootfs", b.stageKey(s))
+	root = filepath.Join(dir, "root")
 	complete := filepath.Join(dir, "complete")
 	if exists(complete) {
-		b.tell("packages", 1, "cached")
-		now := time.Now()
-		return root, os.Chtimes(complete, now, now) // keeps it from being pruned
+		b.tell(s.name, 1, "cached")
+		return root, true, touch(complete) // keeps it from being pruned
 	}
-	b.tell("packages", 0, "checking names")
-	if err := b.checkPackages(ctx); err != nil {
-		return "", err
+	debs, err := b.debs(ctx, s.pkgs)
+	if err != nil {
+		return "", false, err
+	}
+	// Unpacked, with the package files and room for what scripts make.
+	var need int64 = 256 << 20
+	for _, p := range s.pkgs {
+		need += p.Installed<<10 + p.Size
+	}
+	if err := needSpace(b.Cache, need, "the tree of packages"); err != nil {
+		return "", false, err
 	}
 	// Named like no finished one, on the same filesystem.
 	work, err := os.MkdirTemp(b.Cache, "rootfs-*")
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer os.RemoveAll(work)
 	if err := os.Chmod(work, 0o755); err != nil { // apt fetches as a user of its own
-		return "", err
+		return "", false, err
 	}
-	if err := b.mmdebstrap(ctx, work); err != nil {
-		return "", err
+	if err := b.repository(ctx, filepath.Join(work, "repo"), s.pkgs, debs); err != nil {
+		return "", false, err
 	}
-	if err := clean(filepath.Join(work, "root"), b.Recipe.Remove); err != nil {
-		return "", err
+	if err := b.mmdebstrap(ctx, work, s); err != nil {
+		return "", false, err
 	}
-	if err := os.RemoveAll(dir); err != nil { // half of one
-		return "", err
+	tree := filepath.Join(work, "root")
+	if err := installed(tree, s.pkgs); err != nil {
+		return "", false, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
+	if err := b.aptFiles(tree, s); err != nil {
+		return "", false, err
 	}
-	if err := os.Rename(filepath.Join(work, "root"), root); err != nil {
-		return "", err
+	if err := clean(tree, s.remove); err != nil {
+		return "", false, err
 	}
-	if err := os.WriteFile(complete, nil, 0o644); err != nil {
-		return "", err
+	return root, false, b.keep(tree, dir, keepTrees)
+}
+
+// repository makes a repository of exactly these packages: apt has nothing
+// else to choose from.
+func (b *builder) repository(ctx context.Context, dir string, pkgs []Locked, debs map[string]string) error {
+	pool := filepath.Join(dir, "pool")
+	lists := filepath.Join(dir, "dists", b.Recipe.Suite)
+	for _, d := range []string{pool, filepath.Join(lists, "main", "binary-amd64")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
 	}
-	return root, prune(filepath.Join(b.Cache, "rootfs"), keepTrees)
+	entries := make([]string, len(pkgs))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, p := range pkgs {
+		g.Go(func() error {
+			file := fmt.Sprintf("%s_%s.deb", p.Name, p.Arch)
+			if err := os.Link(debs[p.Name], filepath.Join(pool, file)); err != nil {
+				return err
+			}
+			c, err := control(ctx, debs[p.Name])
+			if err != nil {
+				return err
+			}
+			entries[i] = fmt.Sprintf("%sFilename: pool/%s\nSize: %d\nSHA256: %s\n\n", c, file, p.Size, p.SHA256)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	index := strings.Join(entries, "")
+	if err := os.WriteFile(filepath.Join(lists, "main", "binary-amd64", "Packages"), []byte(index), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(lists, "Release"), fmt.Appendf(nil,
+		"Suite: %[1]s\nCodename: %[1]s\nComponents: main\nArchitectures: amd64\nDate: %[2]s\nSHA256:\n %[3]x %[4]d main/binary-amd64/Packages\n",
+		b.Recipe.Suite, b.Lock.Date.Format(time.RFC1123), sha256.Sum256([]byte(index)), len(index)), 0o644)
+}
+
+// installed holds what dpkg installed against the lock.
+func installed(root string, pkgs []Locked) error {
+	text, err := os.ReadFile(filepath.Join(root, "var/lib/dpkg/status"))
+	if err != nil {
+		return err
+	}
+	got := map[string]string{}
+	if err := stanzas(string(text), func(f map[string]string) { got[f["Package"]] = f["Version"] }); err != nil {
+		return err
+	}
+	for _, p := range pkgs {
+		if got[p.Name] != p.Version {
+			return fmt.Errorf("%s %s is locked, and installed is %q: %w", p.Name, p.Version, got[p.Name], ErrStale)
+		}
+		delete(got, p.Name)
+	}
+	for n, v := range got {
+		return fmt.Errorf("%s %s is installed, and not locked: %w", n, v, ErrStale)
+	}
+	return nil
+}
+
+// aptFiles leave an image's apt as its owner would write it: the recipe's
+// sources with their keys, and none of the builder's settings but the files
+// that are never unpacked.
+func (b *builder) aptFiles(root string, s stage) error {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := r.RemoveAll("etc/apt/sources.list.d"); err != nil {
+		return err
+	}
+	for _, d := range []string{"etc/apt/sources.list.d", "etc/apt/keyrings", "etc/dpkg/dpkg.cfg.d"} {
+		if err := r.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := r.WriteFile("etc/apt/sources.list", []byte(s.sources), 0o644); err != nil {
+		return err
+	}
+	paths := ""
+	for _, p := range s.exclude {
+		paths += "path-exclude=" + p + "\n"
+	}
+	for _, p := range s.include {
+		paths += "path-include=" + p + "\n"
+	}
+	if err := r.RemoveAll("etc/dpkg/dpkg.cfg.d/99mmdebstrap"); err != nil {
+		return err
+	}
+	if paths != "" {
+		if err := r.WriteFile("etc/dpkg/dpkg.cfg.d/smelt", []byte(paths), 0o644); err != nil {
+			return err
+		}
+	}
+	if s.sources == "" {
+		return nil
+	}
+	for _, src := range b.Recipe.Sources {
+		to := strings.TrimPrefix(src.imageKey(), "/")
+		if _, err := r.Stat(to); src.Dir != "" || err == nil {
+			continue // a package brought it
+		}
+		from := src.Key
+		if strings.HasPrefix(from, "https://") {
+			if from, err = fetchKey(context.Background(), b.Cache, src); err != nil {
+				return fmt.Errorf("source %s: %w", src.Name, err)
+			}
+		}
+		key, err := os.ReadFile(from)
+		if err != nil {
+			return fmt.Errorf("key of source %s: %w", src.Name, err)
+		}
+		if err := r.WriteFile(to, key, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keepTrees is how many trees of packages, some 400 MB each, stay in the cache.
@@ -84,47 +268,20 @@ func prune(dir string, keep int) error {
 	return nil
 }
 
-var noPackage = regexp.MustCompile(`(?m)^E: (?:Unable to locate package (\S+)|Package '(\S+)' has no installation candidate)`)
-
-// checkPackages finds a wrong name in two seconds instead of a minute, and
-// says where it stands.
-func (b *builder) checkPackages(ctx context.Context) error {
-	unlock, err := lock(ctx, filepath.Join(b.Cache, "apt.lock"))
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	a, err := openApt(ctx, b.Cache, b.Recipe.Sources)
-	if err != nil {
-		return err
-	}
-	if err := a.update(ctx); err != nil {
-		return err
-	}
-	out, err := a.command("apt-get", append([]string{"-q", "-s", "install"}, b.Recipe.Packages...)...).run(ctx)
-	if err == nil {
-		return nil
-	}
-	var wrong []error
-	for _, m := range noPackage.FindAllStringSubmatch(out, -1) {
-		p := m[1] + m[2]
-		wrong = append(wrong, fmt.Errorf("%s:%d: there is no package %s in %s", b.Recipe.path, b.Recipe.lines[p], p, b.Recipe.Suite))
-	}
-	if len(wrong) > 0 {
-		return errors.Join(wrong...)
-	}
-	return fmt.Errorf("%s: packages do not fit together: %w", b.Recipe.path, err)
+func touch(stamp string) error {
+	now := time.Now()
+	return os.Chtimes(stamp, now, now)
 }
 
 // mmdebstrap makes work/root. Everything it writes is under work.
-func (b *builder) mmdebstrap(ctx context.Context, work string) error {
-	r := b.Recipe
-	acquire, err := hostAcquire(ctx)
-	if err != nil {
-		return err
+func (b *builder) mmdebstrap(ctx context.Context, work string, s stage) error {
+	// Files would be dated before the newest package, and differ.
+	if now := time.Now(); now.Before(b.Lock.Date) {
+		return fmt.Errorf("this machine's clock says %s, which is before the packages were made (%s): set it",
+			now.UTC().Format(time.DateTime), b.Lock.Date.Format(time.DateTime))
 	}
 	early := filepath.Join(work, "early")
-	for _, f := range r.Files {
+	for _, f := range s.files {
 		p := filepath.Join(early, f.Path)
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
 			return err
@@ -140,15 +297,15 @@ func (b *builder) mmdebstrap(ctx context.Context, work string) error {
 		return err
 	}
 	aptConf := filepath.Join(work, "apt.conf")
-	if err := os.WriteFile(aptConf, []byte(acquire+"APT::Install-Recommends \"false\";\n"), 0o644); err != nil {
+	if err := os.WriteFile(aptConf, []byte("APT::Install-Recommends \"false\";\n"), 0o644); err != nil {
 		return err
 	}
 	// The recipe's own settings win over a package's default, silently.
 	dpkg := "force-confold\nforce-unsafe-io\n"
-	for _, p := range r.Exclude {
+	for _, p := range s.exclude {
 		dpkg += "path-exclude=" + p + "\n"
 	}
-	for _, p := range r.Include {
+	for _, p := range s.include {
 		dpkg += "path-include=" + p + "\n"
 	}
 	dpkgConf := filepath.Join(work, "dpkg.cfg")
@@ -157,11 +314,11 @@ func (b *builder) mmdebstrap(ctx context.Context, work string) error {
 	}
 	args := []string{
 		"--mode=root", "--variant=minbase", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr", "--architectures=amd64", "--format=directory",
-		"--include=" + strings.Join(r.Packages, ","),
+		"--include=" + strings.Join(s.ask, ","),
 		"--aptopt=" + aptConf, "--dpkgopt=" + dpkgConf,
 		"--essential-hook=cp -a " + early + "/. \"$1\"",
 	}
-	for i, c := range r.commands() {
+	for i, c := range s.commands {
 		// Our chroot runner, the only way a recipe's command is run.
 		script := filepath.Join(work, fmt.Sprintf("run-%d.sh", i))
 		if err := os.WriteFile(script, []byte(c+"\n"), 0o644); err != nil {
@@ -169,48 +326,34 @@ func (b *builder) mmdebstrap(ctx context.Context, work string) error {
 		}
 		args = append(args, "--customize-hook=chroot \"$1\" /bin/sh -eu -s <"+script)
 	}
-	args = append(args, r.Suite, filepath.Join(work, "root"), "-")
-	sources, list := filepath.Join(work, "sources.list"), ""
-	for _, s := range r.Sources {
-		list += strings.Join(s.lines(s.Key), "\n") + "\n"
-	}
-	if err := os.WriteFile(sources, []byte(list), 0o644); err != nil {
-		return err
-	}
+	// Copied: in the tree, dpkg does not see our folders.
+	args = append(args, b.Recipe.Suite, filepath.Join(work, "root"),
+		fmt.Sprintf("deb [trusted=yes] copy:%s %s main", filepath.Join(work, "repo"), b.Recipe.Suite))
 	c := command{
-		name: "mmdebstrap", args: args, jail: work, stdin: sources,
-		line: packageProgress(b.tell),
+		name: "mmdebstrap", args: args, jail: work, log: b.log, env: slices.Concat(b.env, []string{b.epoch()}),
+		line: packageProgress(b.tell, s.name, 2*len(s.pkgs)),
 	}
 	if _, err := c.run(ctx); err != nil {
-		return fmt.Errorf("%s: %w", r.path, err)
+		return fmt.Errorf("%s: %w", b.Recipe.path, err)
 	}
 	return nil
 }
 
 // packageProgress turns mmdebstrap's and dpkg's lines into progress. A package
-// says "Unpacking" and later "Setting up"; how many there are is known from
-// apt's "N newly installed".
-func packageProgress(tell func(string, float64, string)) func(string) {
-	var seen, total int
-	newly := regexp.MustCompile(`(\d+) newly installed`)
+// says "Unpacking" and later "Setting up".
+func packageProgress(tell func(string, float64, string), stage string, total int) func(string) {
+	var seen int
 	return func(l string) {
-		if m := newly.FindStringSubmatch(l); m != nil {
-			n := 0
-			fmt.Sscan(m[1], &n)
-			total += 2 * n
-			return
-		}
 		said, ok := strings.CutPrefix(l, "I: ")
 		if !ok {
-			if !strings.HasPrefix(l, "Unpacking ") && !strings.HasPrefix(l, "Setting up ") && !strings.HasPrefix(l, "update-initramfs: Generating") {
+			if !strings.HasPrefix(l, "Unpacking ") && !strings.HasPrefix(l, "Setting up ") && !strings.HasPrefix(l, "update-initramfs: Generating") &&
+				!strings.HasPrefix(l, "Building module") {
 				return
 			}
 			seen++
 			said = strings.TrimSuffix(l, " ...")
 		}
-		// The essential packages come first and are not counted by apt: the
-		// bar must not run ahead of the rest.
-		tell("packages", min(0.95, float64(seen)/float64(max(total, 450))), said)
+		tell(stage, min(0.97, float64(seen)/float64(total)), said)
 	}
 }
 

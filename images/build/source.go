@@ -23,9 +23,11 @@ type Source struct {
 	Pin         string   // version that wins over newer ones: 580.*
 	PinPackages []string // for which packages; all when empty
 	Dir         string   // instead of URL: a folder of .deb files, trusted as they are
+	Snapshot    string   // where what left the URL is kept by date, as snapshot.debian.org does
 	Optional    bool     // an image may do without it where it cannot be reached
 
 	line int
+	repo string // of Dir, as a repository
 }
 
 type rawSource struct {
@@ -38,6 +40,7 @@ type rawSource struct {
 	Pin         item   `yaml:"pin"`
 	PinPackages []item `yaml:"pinPackages"`
 	Dir         item   `yaml:"dir"`
+	Snapshot    item   `yaml:"snapshot"`
 	Optional    bool   `yaml:"optional"`
 }
 
@@ -46,6 +49,9 @@ const nvidiaKey = "EB693B3035CD5710E231E123A4B469963BF863CC"
 
 // debianKeys is where Debian's package debian-archive-keyring puts them.
 const debianKeys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// ubuntuKeys is where Debian's package ubuntu-archive-keyring and Ubuntu itself do.
+const ubuntuKeys = "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
 
 // debianSuites are those that have the sources debian and debian-security.
 var debianSuites = []string{"bookworm", "trixie"}
@@ -58,17 +64,17 @@ var ubuntuSuites = []string{"jammy", "noble"}
 func knownSource(name, suite string) (Source, bool) {
 	switch name {
 	case "debian":
-		return Source{URL: "http://deb.debian.org/debian", Suites: []string{suite, suite + "-updates"},
+		return Source{URL: "http://deb.debian.org/debian", Snapshot: "http://snapshot.debian.org/archive/debian", Suites: []string{suite, suite + "-updates"},
 			Components: []string{"main"}, Key: debianKeys}, true
 	case "debian-security":
-		return Source{URL: "http://deb.debian.org/debian-security", Suites: []string{suite + "-security"},
+		return Source{URL: "http://deb.debian.org/debian-security", Snapshot: "http://snapshot.debian.org/archive/debian-security", Suites: []string{suite + "-security"},
 			Components: []string{"main"}, Key: debianKeys}, true
 	case "debian-backports":
-		return Source{URL: "http://deb.debian.org/debian", Suites: []string{suite + "-backports"},
+		return Source{URL: "http://deb.debian.org/debian", Snapshot: "http://snapshot.debian.org/archive/debian", Suites: []string{suite + "-backports"},
 			Components: []string{"main"}, Key: debianKeys}, true
 	case "ubuntu":
 		return Source{URL: "http://archive.ubuntu.com/ubuntu", Suites: []string{suite, suite + "-updates", suite + "-security"},
-			Components: []string{"main", "restricted", "universe", "multiverse"}, Key: "/usr/share/keyrings/ubuntu-archive-keyring.gpg"}, true
+			Components: []string{"main", "restricted", "universe", "multiverse"}, Key: ubuntuKeys}, true
 	case "nvidia":
 		os := map[string]string{"bookworm": "debian12", "trixie": "debian13", "jammy": "ubuntu2204", "noble": "ubuntu2404"}[suite]
 		if os == "" {
@@ -142,6 +148,9 @@ func (p parser) sources(suite string, raw []rawSource) ([]Source, error) {
 		if r.URL.Line != 0 {
 			s.URL = strings.TrimSuffix(r.URL.Value, "/")
 		}
+		if r.Snapshot.Line != 0 {
+			s.Snapshot = strings.TrimSuffix(r.Snapshot.Value, "/")
+		}
 		if len(r.Suites) > 0 {
 			s.Suites = words(r.Suites)
 		}
@@ -172,6 +181,11 @@ func (p parser) source(r rawSource, s *Source) error {
 	}
 	if err := checkMirror(s.URL); err != nil {
 		return p.bad(line(r.URL), "source %s: %v", s.Name, err)
+	}
+	if s.Snapshot != "" {
+		if err := checkMirror(s.Snapshot); err != nil {
+			return p.bad(line(r.Snapshot), "snapshot of source %s: %v", s.Name, err)
+		}
 	}
 	if len(s.Suites) == 0 {
 		return p.bad(line(r.Name), "source %s: no suites are named", s.Name)
@@ -238,6 +252,12 @@ func checkMirror(s string) error {
 // lines are the source as apt's sources.list(5) has them; key is where its
 // keys are.
 func (s Source) lines(key string) []string {
+	if s.Dir != "" {
+		return []string{"deb [trusted=yes] file:" + s.repo + " ./"}
+	}
+	if s.Fingerprint != "" {
+		key += "," + s.Fingerprint
+	}
 	var all []string
 	for _, suite := range s.Suites {
 		l := fmt.Sprintf("deb [signed-by=%s] %s %s", key, s.URL, suite)
@@ -277,4 +297,15 @@ func (r Recipe) Mirrored(mirrors map[string]string) (Recipe, error) {
 		r.Sources[i].URL = strings.TrimSuffix(url, "/")
 	}
 	return r, nil
+}
+
+// imageKey is where the source's keys are in an image.
+func (s Source) imageKey() string {
+	if s.Key == debianKeys || s.Key == ubuntuKeys {
+		return s.Key // of the distribution's own package
+	}
+	if strings.HasSuffix(s.Key, ".gpg") {
+		return "/etc/apt/keyrings/" + s.Name + ".gpg"
+	}
+	return "/etc/apt/keyrings/" + s.Name + ".asc"
 }

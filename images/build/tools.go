@@ -1,0 +1,67 @@
+package build
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// tools returns a folder with the locked tools, unpacked. They run from there:
+// what the build host has installed makes no difference to a disk.
+func (b *builder) tools(ctx context.Context) (string, error) {
+	dir := filepath.Join(b.Cache, "tools", contentKey(b.Lock.Tools))
+	root, complete := filepath.Join(dir, "root"), filepath.Join(dir, "complete")
+	if exists(complete) {
+		return root, touch(complete)
+	}
+	b.tell("tools", 0, "unpacking what makes the disk")
+	debs, err := b.debs(ctx, b.Lock.Tools)
+	if err != nil {
+		return "", err
+	}
+	work, err := os.MkdirTemp(b.Cache, "tools-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(work)
+	for i, p := range b.Lock.Tools {
+		b.tell("tools", float64(i)/float64(len(b.Lock.Tools)), "unpacking "+p.Name)
+		if _, err := (command{name: "dpkg-deb", args: []string{"-x", debs[p.Name], work}, log: b.log}).run(ctx); err != nil {
+			return "", err
+		}
+	}
+	return root, b.keep(work, dir, 2)
+}
+
+// keep moves a finished tree to its place in the cache, beside which only the
+// most recently used ones stay.
+func (b *builder) keep(work, dir string, n int) error {
+	if err := os.RemoveAll(dir); err != nil { // half of one
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod(work, 0o755); err != nil {
+		return err
+	}
+	if err := os.Rename(work, filepath.Join(dir, "root")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "complete"), nil, 0o644); err != nil {
+		return err
+	}
+	return prune(filepath.Dir(dir), n)
+}
+
+// versions are the tools as people name them, for the provenance.
+func (l Lock) toolVersions() string {
+	var all []string
+	for _, n := range tools {
+		if p, ok := find(l.Tools, n); ok {
+			all = append(all, p.Name+" "+p.Version)
+		}
+	}
+	return strings.Join(all, ", ")
+}
