@@ -31,21 +31,33 @@ import (
 
 func newServe(o *options) *cobra.Command {
 	var cache, agent string
+	var rack rackCache
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run a site: network boot, conductor, API and pages",
 		Long: `Run a site: DHCP, TFTP and HTTP boot on its networks, the conductor that
 converts nodes, the agents' API and the pages for people. It needs root (or
 CAP_NET_BIND_SERVICE and CAP_NET_RAW) for DHCP. It can be killed at any time:
-the next start goes on where it was.`,
-		Example: "  smelt site validate site.yaml && smelt serve --site site.yaml",
-		Args:    exactly(),
+the next start goes on where it was.
+
+With --roles boot it is a cache of images for a rack instead, beside a site's
+server and without a site file: see swarm: caches: in site.yaml.`,
+		Example: `  smelt site validate site.yaml && smelt serve --site site.yaml
+  smelt serve --roles boot --origin http://10.20.0.1 --listen 10.20.3.1:80 --cache /var/cache/smelt`,
+		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			return serve(cmd.Context(), o.site, cache, agent, log)
+			switch rack.roles {
+			case "all":
+				return serve(cmd.Context(), o.site, cache, agent, log)
+			case "boot":
+				return rack.serve(cmd.Context(), filepath.Join(cache, "images"), log)
+			}
+			return usageError{fmt.Sprintf("no role %q", rack.roles), "all (a whole site) or boot (a cache of images for a rack)"}
 		},
 	}
 	cmd.Flags().StringVar(&cache, "cache", ".cache", "folder for what is fetched once: the RAM system's kernel")
+	rack.flags(cmd)
 	cmd.Flags().StringVar(&agent, "agent", "", "the agent that the RAM system runs (default: smelt-agent beside this program)")
 	return cmd
 }
