@@ -45,8 +45,10 @@ bench: bench-store bench-images bench-netboot
 bench-store:
 	@$(SUDO) go run ./internal/store/storebench
 
-bench-images:
-	@$(SUDO) go run ./images/disk/bench
+## bench-images: writing to disk against dd, bmaptool, qemu-img and fio's limit;
+## 20 nodes that share an image; BENCH_ARGS="-only disk -- -mib 4096 -rounds 1"
+bench-images: deps
+	@$(SUDO) go run ./images/bench $(BENCH_ARGS)
 
 ## bench-netboot: DHCP, TFTP, HTTP and iPXE against Kea, dnsmasq, tftpd-hpa, nginx
 bench-netboot: deps
