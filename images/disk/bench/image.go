@@ -324,6 +324,7 @@ func newDisk(dir string, size int64) (path string, free func(), err error) {
 	}
 	loop := strings.TrimSpace(string(out))
 	return loop, func() {
+		// Not with the bench's context: that is over when it is interrupted.
 		if out, err := exec.Command("losetup", "-d", loop).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "losetup -d %s: %v\n%s", loop, err, out)
 		}

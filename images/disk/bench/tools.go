@@ -91,9 +91,9 @@ var tools = []tool{
 }
 
 // qemu writes with direct I/O, several requests at a time, to a target that it
-// may not take for empty.
+// may not take for empty. With eight requests its HTTP reader hangs at times.
 func qemu(format, from, dev string) []string {
-	return []string{"qemu-img", "convert", "-n", "-W", "-m", "8", "-t", "none", "-f", format, "-O", "raw", from, dev}
+	return []string{"qemu-img", "convert", "-n", "-W", "-m", "4", "-t", "none", "-f", format, "-O", "raw", from, dev}
 }
 
 // runs runs a pipeline and returns what it cost.
