@@ -6,8 +6,10 @@ SUDO      := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$$PATH")
 VERSION   := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 DEMO_ARGS ?=
+RECIPE    ?= images/recipes/debian-12-lab.yaml
+TEST_ARGS ?=
 
-.PHONY: build demo test unit lint bench bench-store bench-images bench-netboot deps deps-demo clean
+.PHONY: build demo image-ci test unit lint bench bench-store bench-images bench-netboot deps deps-demo clean
 
 ## build: the binaries, into bin/
 build:
@@ -23,6 +25,14 @@ bin/sim/libcuda.so.1: burnin/gpu/simlib/cuda.c burnin/gpu/simlib/sim.h
 ## demo: the whole conversion in the lab; DEMO_ARGS=--exit ends by itself
 demo: deps-demo build
 	$(SUDO) bin/smelt lab demo $(DEMO_ARGS)
+
+## image-ci: builds the images of RECIPE and tries each in QEMU by the path that
+## real machines go, without KVM; JUnit files and logs are left in image-ci/
+image-ci: deps-demo build
+	@mkdir -p image-ci; found=$$($(SUDO) bin/smelt image build $(RECIPE) --state .cache/image-ci) && rc=0 && \
+	for d in $$found; do \
+		$(SUDO) bin/smelt image test $$d --state .cache/image-ci --junit image-ci/$${d:0:12}.xml --logs image-ci/$${d:0:12} $(TEST_ARGS) || rc=$$?; \
+	done; exit $${rc:-1}
 
 ## test: everything that CI runs: no test may skip, the slow ones run too
 ## (QEMU machines, the image build), and last the demo's conversion

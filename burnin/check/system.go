@@ -206,8 +206,8 @@ func (c System) kernel(r *burnin.Result, want burnin.Installed) error {
 	case want.Kernel == "":
 		f.Name, f.Status, f.Limit = "its image's kernel is not known here", burnin.Skip, ""
 	case running != want.Kernel:
-		f.Value, f.Status = 0, burnin.Fail
-		f.Fix = "write the image again: it was made with kernel " + want.Kernel
+		f.Value, f.Status, f.Name = 0, burnin.Fail, "is not the one of its image, "+want.Kernel
+		f.Fix = "write the image again"
 	}
 	r.Findings = append(r.Findings, f)
 	return nil
@@ -247,10 +247,10 @@ func (c System) driver(ctx context.Context, r *burnin.Result, s burnin.Subject, 
 	case a == moduleNoDevice && !card:
 		f.Name = "fits the kernel; there is no card for it"
 	case a == moduleNoDevice:
-		f.Value, f.Status, f.Name = 0, burnin.Fail, "drives the card that is there"
+		f.Value, f.Status, f.Name = 0, burnin.Fail, "does not drive the card that is there"
 		f.Fix = "this driver does not know the card: take a variant of the image whose driver does"
 	default:
-		f.Value, f.Status = 0, burnin.Fail
+		f.Value, f.Status, f.Name = 0, burnin.Fail, "does not fit the kernel"
 		f.Fix = "build the image again: kernel and module must be made for each other"
 	}
 	r.Findings = append(r.Findings, f)
@@ -281,6 +281,7 @@ func (c System) driver(ctx context.Context, r *burnin.Result, s burnin.Subject, 
 	}
 	v := burnin.Finding{Item: "nvidia module " + dash(version), Name: "is the version of its image's driver, " + want, Value: 1, Limit: "= 1", Status: burnin.Pass, Cause: burnin.CauseSystem}
 	if version != want {
+		v.Name = "is not the version of its image's driver, " + want
 		v.Value, v.Status, v.Fix = 0, burnin.Fail, "build the image again: module and libraries must be of one version"
 	}
 	r.Findings = append(r.Findings, v)

@@ -91,7 +91,7 @@ func TestSystem(t *testing.T) {
 		{"allowed unit", installed{state: "degraded\n", units: goodUnits + failed}, burnin.Installed{Kernel: kernel, MayFail: []string{"broken.service"}}, card, burnin.Pass, "which its class allows"},
 		{"daemon without a card", installed{state: "degraded\n", units: goodUnits + persistence}, burnin.Installed{Kernel: kernel}, simulated, burnin.Pass, "without a card"},
 		{"daemon with a card", installed{state: "degraded\n", units: goodUnits + persistence}, burnin.Installed{Kernel: kernel}, card, burnin.Fail, "nvidia-persistenced.service failed"},
-		{"another kernel", installed{state: "running\n", units: goodUnits}, burnin.Installed{Kernel: "6.1.0-50-amd64"}, card, burnin.Fail, "made with kernel 6.1.0-50-amd64"},
+		{"another kernel", installed{state: "running\n", units: goodUnits}, burnin.Installed{Kernel: "6.1.0-50-amd64"}, card, burnin.Fail, "is not the one of its image, 6.1.0-50-amd64"},
 		{"not systemd", installed{state: "offline\n", units: goodUnits}, burnin.Installed{}, card, burnin.Error, "offline"},
 		{"no units", installed{state: "running\n"}, burnin.Installed{}, card, burnin.Error, "no work"},
 
@@ -101,6 +101,8 @@ func TestSystem(t *testing.T) {
 		{"module of another version", installed{state: "running\n", units: goodUnits, modprobe: "exit 0", version: "535.216.03"}, driver, card, burnin.Fail, "module and libraries"},
 		{"module of another kernel", installed{state: "running\n", units: goodUnits, modprobe: `echo "modprobe: ERROR: could not insert 'nvidia_current': Exec format error" >&2; exit 1`},
 			driver, simulated, burnin.Fail, "kernel: nvidia: version magic '6.1.0-50-amd64 SMP' should be"},
+		{"one of two modules does not fit", installed{state: "running\n", units: goodUnits, modprobe: `echo "modprobe: ERROR: could not insert 'nvidia_modeset': Unknown symbol in module, or unknown parameter (see dmesg)" >&2; ` + noDevice},
+			driver, simulated, burnin.Fail, "Unknown symbol"},
 		{"no module", installed{state: "running\n", units: goodUnits, modprobe: `echo "modprobe: FATAL: Module nvidia not found in directory /lib/modules/6.1.0-56-amd64" >&2; exit 1`},
 			driver, simulated, burnin.Fail, "Module nvidia not found"},
 	} {

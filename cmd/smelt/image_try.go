@@ -24,6 +24,7 @@ import (
 // tryFlags are what smelt image test may be told.
 type tryFlags struct {
 	cache, bin, dir, logs, junit string
+	accel                        string
 	firmware, mayFail            []string
 	memory                       int
 	disk                         int64 // GiB
@@ -64,6 +65,7 @@ not, 1 it could not be tried, 2 wrong usage, 6 out of time.`,
 	fl.StringVar(&f.junit, "junit", "", "file that the result is written to in JUnit's form, for a CI system")
 	fl.StringSliceVar(&f.firmware, "firmware", []string{imagetest.BIOS, imagetest.UEFI}, "bios, uefi or both")
 	fl.StringSliceVar(&f.mayFail, "may-fail", nil, "systemd unit whose failure is accepted; may be given again")
+	fl.StringVar(&f.accel, "accel", "tcg", "tcg emulates the machines and runs anywhere; kvm is several times faster and needs /dev/kvm")
 	fl.IntVar(&f.memory, "memory", 1024, "memory of each machine, MiB")
 	fl.Int64Var(&f.disk, "disk", 0, "size of each disk, GiB (default: what the image needs)")
 	fl.BoolVar(&f.tamper, "tamper", true, "also offer the image with one flipped byte")
@@ -83,7 +85,17 @@ func (f *tryFlags) check(o *options) error {
 			return usageError{fmt.Sprintf("--firmware %s: want bios, uefi or both", w), ""}
 		}
 	}
+	if f.accel == "kvm" {
+		// That the device is there says little: containers often may not open it.
+		k, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+		if err != nil {
+			return usageError{fmt.Sprintf("--accel kvm: %v", err), "leave it out: the machines are emulated then"}
+		}
+		k.Close()
+	}
 	switch {
+	case f.accel != "tcg" && f.accel != "kvm":
+		return usageError{fmt.Sprintf("--accel %s: want tcg or kvm", f.accel), ""}
 	case len(f.firmware) == 0:
 		return usageError{"--firmware names none: want bios, uefi or both", ""}
 	case f.memory < 512:
@@ -180,7 +192,7 @@ func (f *tryFlags) run(cmd *cobra.Command, o *options, state, ref string) error 
 // try stages the image into a state folder of its own and runs the test there.
 func (f *tryFlags) try(ctx context.Context, cmd *cobra.Command, exe string, lo lab.Options, from *images.Store, d images.Digest, m images.Manifest) (imagetest.Report, error) {
 	opts := imagetest.Options{Lab: lo, Digest: d, Manifest: m, Firmware: f.firmware, Memory: f.memory, Disk: f.disk << 30, MayFail: f.mayFail,
-		Tamper: f.tamper, Ready: f.ready, Logs: f.logs}
+		Tamper: f.tamper, KVM: f.accel == "kvm", Ready: f.ready, Logs: f.logs}
 	if err := os.MkdirAll(lo.State(), 0o755); err != nil {
 		return imagetest.NewReport(opts), err
 	}

@@ -29,6 +29,7 @@ type Options struct {
 	Disk     int64         // bytes; 0 is the next whole GiB above the image's size
 	MayFail  []string      // units whose failure is accepted
 	Tamper   bool          // also offer a damaged image
+	KVM      bool          // run the machines on the host's processor
 	Ready    time.Duration // longest from power on to the installed system's report; 0: any
 	Logs     string        // folder that consoles and reports are kept in; empty: none
 }
@@ -68,7 +69,7 @@ func Stage(from *images.Store, d images.Digest, m images.Manifest, state string,
 func Run(ctx context.Context, o Options) (r Report, err error) {
 	r = NewReport(o)
 	defer func() { r.Took = time.Since(r.Started) }()
-	t := lab.Trial{Memory: o.Memory, DiskSize: o.Disk, MayFail: o.MayFail}
+	t := lab.Trial{Memory: o.Memory, DiskSize: o.Disk, MayFail: o.MayFail, KVM: o.KVM}
 	if t.DiskSize == 0 {
 		const gib = 1 << 30
 		t.DiskSize = (o.Manifest.Size/gib + 1) * gib

@@ -88,12 +88,13 @@ func (s seen) log() []string {
 var parts = []struct {
 	name  string
 	items []string // prefixes
+	said  bool     // the log of the check and the console say why
 }{
-	{"kernel", []string{"kernel "}},
-	{"units", []string{"unit ", "system failed units"}},
-	{"root file system", []string{"root file system", "file system on "}},
-	{"driver", []string{"nvidia module"}},
-	{"time to ready", []string{"system time"}},
+	{"kernel", []string{"kernel "}, false},
+	{"units", []string{"unit ", "system failed units"}, true},
+	{"root file system", []string{"root file system", "file system on "}, true},
+	{"driver", []string{"nvidia module"}, true},
+	{"time to ready", []string{"system time"}, true},
 }
 
 // cases judges one machine that got the image as it is. A driver is wanted
@@ -138,7 +139,7 @@ func (s seen) cases(driver bool, ready time.Duration) []Case {
 			}
 			claimed[i] = true
 			if f.Status == burnin.Fail || f.Status == burnin.Error {
-				bad = append(bad, f.String())
+				bad = append(bad, says(f))
 			} else {
 				good = append(good, says(f))
 			}
@@ -149,11 +150,13 @@ func (s seen) cases(driver bool, ready time.Duration) []Case {
 		switch {
 		case len(bad) > 0:
 			c.Status, c.Why = Fail, strings.Join(bad, "; ")
-			for _, l := range res.Log {
-				c.Log = append(c.Log, "> "+clip(l))
+			if p.said {
+				for _, l := range res.Log {
+					c.Log = append(c.Log, "> "+clip(l))
+				}
+				lines, first := s.text()
+				c.Log = append(c.Log, excerpt(s.console, lines, first)...)
 			}
-			lines, first := s.text()
-			c.Log = append(c.Log, excerpt(s.console, lines, first)...)
 		case len(good) > 0:
 			c.Status, c.Why = Pass, strings.Join(good, "; ")
 		case p.name == "driver" && !driver:
@@ -202,15 +205,19 @@ func (s seen) refused() Case {
 	return c
 }
 
-// says is a finding that is as it should be, in words.
+// says is a finding in words: a yes or no is in its name.
 func says(f burnin.Finding) string {
+	s := f.Item + " " + f.Name
 	switch {
 	case f.Unit != "":
-		return fmt.Sprintf("%s %s: %.1f%s", f.Item, f.Name, f.Value, f.Unit)
-	case f.Value == 0:
-		return f.Item + ": 0 " + f.Name
+		s = fmt.Sprintf("%s %s: %.1f%s", f.Item, f.Name, f.Value, f.Unit)
+	case f.Limit == "<= 0":
+		s = fmt.Sprintf("%s: %.0f %s", f.Item, f.Value, f.Name)
 	}
-	return f.Item + " " + f.Name
+	if f.Status == burnin.Fail && f.Fix != "" {
+		s += " (" + f.Fix + ")"
+	}
+	return s
 }
 
 func span(d time.Duration) string { return d.Round(100 * time.Millisecond).String() }

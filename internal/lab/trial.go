@@ -23,6 +23,7 @@ type Trial struct {
 	Memory   int      // MiB of each machine
 	DiskSize int64    // bytes
 	MayFail  []string // units whose failure is accepted
+	KVM      bool
 }
 
 // A TrialMachine has one disk, one network card and a Redfish BMC.
@@ -119,7 +120,7 @@ func (l *Lab) trialMachine(i int, m TrialMachine, t Trial) error {
 	}
 	serial := trialSerial(i)
 	hw := &vbmc.Machine{
-		Name: name, Dir: filepath.Join(l.sockets, name), Serial: l.Console(m.Name), UEFI: m.UEFI, Memory: t.Memory,
+		Name: name, Dir: filepath.Join(l.sockets, name), Serial: l.Console(m.Name), UEFI: m.UEFI, Memory: t.Memory, KVM: t.KVM,
 		Boot: vbmc.BootNetwork, Start: l.space.start,
 		NICs:  []vbmc.NIC{{MAC: mac, Tap: tapName(name)}},
 		Disks: []vbmc.Disk{{Path: l.Disk(m.Name), Serial: "LD" + serial}},
