@@ -18,7 +18,7 @@ import (
 func newImageBuild(state *string) *cobra.Command {
 	var f recipeFlags
 	var bin string
-	var sim, relock bool
+	var sim, dry bool
 	cmd := &cobra.Command{
 		Use:   "build RECIPE",
 		Short: "Build the image of a recipe from its lock, sign it and put it into the store",
@@ -30,7 +30,7 @@ that the recipe runs. What did not change is not built again.`,
 		Example: "  sudo smelt image build images/recipes/debian-12-lab.yaml",
 		Args:    exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if relock {
+			if f.own && !dry {
 				if err := f.refit(cmd.Context(), args[0], cmd.ErrOrStderr()); err != nil {
 					return err
 				}
@@ -55,8 +55,11 @@ that the recipe runs. What did not change is not built again.`,
 			o := build.Options{
 				Recipe: recipe, Lock: l, Extra: extra, Cache: f.cache, Mirrors: f.mirrors, Out: st, Key: key, Progress: say.show,
 			}
+			if dry {
+				return sayPlan(cmd, o)
+			}
 			digest, info, err := build.Build(cmd.Context(), o)
-			if relock && errors.Is(err, build.ErrGone) {
+			if f.own && errors.Is(err, build.ErrGone) {
 				say.end()
 				fmt.Fprintf(cmd.ErrOrStderr(), "smelt: %v\n", err)
 				if err := f.relock(cmd.Context(), recipe, false, cmd.ErrOrStderr()); err != nil {
@@ -86,8 +89,24 @@ that the recipe runs. What did not change is not built again.`,
 	}
 	f.add(cmd)
 	agentFlags(cmd, &bin, &sim)
-	cmd.Flags().BoolVar(&relock, "relock", false, "lock by itself where the lock is missing, fits no more, or names packages that are gone")
+	cmd.Flags().BoolVar(&f.own, "relock", false, "keep a lock in the cache, and make it anew where it fits no more or its packages are gone from the mirror")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would be done, and do nothing")
 	return cmd
+}
+
+// sayPlan says what a build would do.
+func sayPlan(cmd *cobra.Command, o build.Options) error {
+	p, err := o.Plan()
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("it would be built of %d packages, %d of which (%d MiB) are not in the cache", len(o.Lock.Packages), p.Fetch, p.Bytes>>20)
+	if p.Hit {
+		what = "it is there: nothing would be built"
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "image %s, as of %s: %s\n", o.Recipe.Title(), o.Lock.Date.Format(time.DateOnly), what)
+	fmt.Fprintln(cmd.OutOrStdout(), p.Key)
+	return nil
 }
 
 func agentFlags(cmd *cobra.Command, bin *string, sim *bool) {

@@ -18,6 +18,7 @@ import (
 // recipeFlags are those of every verb that takes a recipe.
 type recipeFlags struct {
 	variant, lock, cache string
+	own                  bool // the lock is kept in the cache
 	mirrors              map[string]string
 }
 
@@ -31,6 +32,9 @@ func (f *recipeFlags) add(cmd *cobra.Command) {
 func (f *recipeFlags) lockFile(r build.Recipe) string {
 	if f.lock != "" {
 		return f.lock
+	}
+	if f.own {
+		return filepath.Join(f.cache, r.Title()+".lock")
 	}
 	return r.LockPath()
 }
@@ -71,7 +75,7 @@ func (f *recipeFlags) locked(file string) (build.Recipe, build.Lock, error) {
 	}
 	l, err := build.ParseLock(f.lockFile(r))
 	if errors.Is(err, fs.ErrNotExist) {
-		return r, l, usageError{fmt.Sprintf("image %s is not locked: there is no %s", r.Title(), f.lockFile(r)), f.command(file)}
+		return r, l, usageError{fmt.Sprintf("image %s is not locked: there is no %s", r.Title(), f.lockFile(r)), f.command(file) + ", or build with --relock"}
 	}
 	if err != nil {
 		return r, l, usageError{err.Error(), ""}

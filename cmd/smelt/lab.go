@@ -54,7 +54,7 @@ labelled simulated everywhere.`,
 		// Built by the same commands that people use. The server in the lab
 		// reaches no mirror, so its kernel is fetched ahead.
 		for _, args := range [][]string{
-			{"image", "build", recipe, "--relock", "--lock", filepath.Join(o.Cache, labImage+".lock"),
+			{"image", "build", recipe, "--relock",
 				"--state", o.State(), "--cache", o.Cache, "--bin", o.Bin, "--sim"},
 			{"image", "kernel", "--cache", o.Cache},
 		} {

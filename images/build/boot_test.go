@@ -333,7 +333,7 @@ func TestHookCannotEscape(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := Lock{Date: time.Now()}
-	if l.Packages, err = a.closure(t.Context(), r, []string{"?essential", "?priority(required)", "apt"}); err != nil {
+	if l.Packages, err = a.closure(t.Context(), r, base); err != nil {
 		t.Fatal(err)
 	}
 	b := &builder{Options: Options{Cache: cache, Recipe: r, Lock: l}}

@@ -122,6 +122,39 @@ func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	return d, info, nil
 }
 
+// A Plan is what a build would do.
+type Plan struct {
+	Key   string
+	Hit   bool  // nothing: the image is there
+	Fetch int   // packages that the cache lacks
+	Bytes int64 // of them
+}
+
+// Plan says what Build would do, and does nothing.
+func (o Options) Plan() (Plan, error) {
+	key, err := Key(o.Recipe, o.Lock, o.Extra)
+	if err != nil {
+		return Plan{}, err
+	}
+	p := Plan{Key: key}
+	b := &builder{Options: o}
+	if text, err := os.ReadFile(b.record(key)); err == nil {
+		if d, err := images.ParseDigest(strings.TrimSpace(string(text))); err == nil {
+			m, err := o.Out.Manifest(d)
+			p.Hit = err == nil && m.Key == key
+		}
+	}
+	seen := map[images.Digest]bool{}
+	for _, l := range slices.Concat(o.Lock.Packages, o.Lock.Compile, o.Lock.Tools) {
+		if !p.Hit && !seen[l.SHA256] && !exists(filepath.Join(o.Cache, "debs", l.SHA256.String()+".deb")) {
+			p.Fetch++
+			p.Bytes += l.Size
+		}
+		seen[l.SHA256] = true
+	}
+	return p, nil
+}
+
 // Key is what an image follows from: recipe, lock, contents of the extra
 // files, version of the builder. The same key gives the cached image.
 func Key(r Recipe, l Lock, extra []Extra) (string, error) {
@@ -195,7 +228,7 @@ func (b *builder) built(key string) (images.Digest, Info, bool) {
 		return none()
 	}
 	f, err := b.Out.Blob(m)
-	if err != nil {
+	if err != nil || b.budget(m) != nil {
 		return none()
 	}
 	f.Close()

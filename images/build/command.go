@@ -46,6 +46,9 @@ func (c command) run(ctx context.Context) (string, error) {
 	}
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = c.dir
+	if c.jail != "" {
+		cmd.Dir = c.jail // ours may be hidden in there
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.stdin, &out, &out
 	cmd.WaitDelay = 10 * time.Second // a grandchild may hold the pipe open
 	cmd.Env = append([]string{

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +34,10 @@ func (b *builder) documents(m *images.Manifest, root, key string) error {
 	}
 	m.Provenance, err = b.Out.PutDocument(provenance)
 	return err
+}
+
+func (b *builder) sortedExtra() []Extra {
+	return slices.SortedFunc(slices.Values(b.Extra), func(a, b Extra) int { return strings.Compare(a.Dest, b.Dest) })
 }
 
 // purl names a package for those who look for its vulnerabilities
@@ -149,7 +154,7 @@ func (b *builder) sbom(m images.Manifest, files []fileEntry) ([]byte, error) {
 			Checksums: sha256Sum(p.SHA256), Refs: []spdxRef{{"PACKAGE-MANAGER", "purl", b.purl(p)}},
 		})
 	}
-	for i, e := range b.Extra {
+	for i, e := range b.sortedExtra() {
 		sum, err := fileDigest(e.Host)
 		if err != nil {
 			return nil, err
@@ -226,7 +231,7 @@ func (b *builder) provenance(m images.Manifest) ([]byte, error) {
 	}
 	d.Internal = map[string]any{"key": m.Key, "lock": b.Lock.Digest(), "date": b.Lock.Date.Format(time.RFC3339), "release": m.Kernel}
 	d.Dependencies = append(debs(b.Lock.Packages), debs(b.Lock.Compile)...)
-	for _, e := range b.Extra {
+	for _, e := range b.sortedExtra() {
 		x, err := fileDigest(e.Host)
 		if err != nil {
 			return nil, err

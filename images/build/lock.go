@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -29,6 +30,10 @@ type Lock struct {
 	// Date is that of the newest package list. It is the date of the image and
 	// the newest date of any file in it, so that no clock leaves a trace.
 	Date time.Time
+
+	// Keys are the digests of the keys that the image's own apt will trust, by
+	// source; those that a package brings are not among them.
+	Keys map[string]images.Digest
 
 	Packages []Locked // of the image
 	Compile  []Locked // of the sealed stage that makes the driver's modules, base system and all
@@ -119,13 +124,14 @@ const lockVersion = 1
 // rawLock is the file. Packages are one line each, so that a version control
 // system shows what changed.
 type rawLock struct {
-	Version  int         `yaml:"version"`
-	Image    string      `yaml:"image"`
-	Recipe   string      `yaml:"recipe"`
-	Date     string      `yaml:"date"`
-	Packages []yaml.Node `yaml:"packages"`
-	Compile  []yaml.Node `yaml:"compile"`
-	Tools    []yaml.Node `yaml:"tools"`
+	Version  int               `yaml:"version"`
+	Image    string            `yaml:"image"`
+	Recipe   string            `yaml:"recipe"`
+	Date     string            `yaml:"date"`
+	Keys     map[string]string `yaml:"keys"`
+	Packages []yaml.Node       `yaml:"packages"`
+	Compile  []yaml.Node       `yaml:"compile"`
+	Tools    []yaml.Node       `yaml:"tools"`
 }
 
 // Encode returns the file.
@@ -133,6 +139,12 @@ func (l Lock) Encode() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Every package of image %s. Made by smelt image lock: do not edit.\n", l.Image)
 	fmt.Fprintf(&b, "version: %d\nimage: %s\nrecipe: %s\ndate: %q\n", lockVersion, l.Image, l.Recipe, l.Date.UTC().Format(time.RFC3339))
+	if len(l.Keys) > 0 {
+		b.WriteString("keys:\n")
+		for _, n := range slices.Sorted(maps.Keys(l.Keys)) {
+			fmt.Fprintf(&b, "  %s: %s\n", n, l.Keys[n])
+		}
+	}
 	for _, s := range []struct {
 		key  string
 		pkgs []Locked
@@ -193,6 +205,16 @@ func parseLock(file string, b []byte) (Lock, error) {
 		return Lock{}, p.bad(0, "date %q: want a time such as 2026-11-21T00:53:02Z", raw.Date)
 	}
 	l.Date = l.Date.UTC()
+	for n, v := range raw.Keys {
+		d, err := images.ParseDigest(v)
+		if err != nil || !sourceName.MatchString(n) {
+			return Lock{}, p.bad(0, "key of source %q: want a digest", n)
+		}
+		if l.Keys == nil {
+			l.Keys = map[string]images.Digest{}
+		}
+		l.Keys[n] = d
+	}
 	for _, s := range []struct {
 		nodes []yaml.Node
 		into  *[]Locked

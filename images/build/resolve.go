@@ -25,6 +25,11 @@ var tools = []string{
 	"grub-common", "grub-pc-bin", "grub-efi-amd64-bin",
 }
 
+// base is what every system has: what mmdebstrap calls minbase, packages that
+// are essential or required, and apt. The last says that /usr is merged, and
+// keeps out usrmerge, which would do it and bring all of perl.
+var base = []string{"?essential", "?priority(required)", "apt", "usr-is-merged"}
+
 // toolSources are where the tools come from.
 var toolSources = defaultSources("trixie")
 
@@ -74,9 +79,18 @@ func (v Resolver) resolve(ctx context.Context, r Recipe) (Lock, error) {
 	if l.Date, err = a.date(r.Sources); err != nil {
 		return Lock{}, err
 	}
-	// What mmdebstrap calls minbase: packages that are essential or required,
-	// and apt.
-	base := []string{"?essential", "?priority(required)", "apt"}
+	for _, s := range r.Sources {
+		if s.ownKey() {
+			d, err := fileDigest(s.Key)
+			if err != nil {
+				return Lock{}, fmt.Errorf("key of source %s: %w", s.Name, err)
+			}
+			if l.Keys == nil {
+				l.Keys = map[string]images.Digest{}
+			}
+			l.Keys[s.Name] = d
+		}
+	}
 	if l.Packages, err = a.closure(ctx, r, slices.Concat(base, r.Packages)); err != nil {
 		return Lock{}, err
 	}

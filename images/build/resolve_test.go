@@ -44,6 +44,7 @@ func folders(t *testing.T) (debs string) {
 	deb(t, debs, "base", "1", "Essential: yes\n")
 	deb(t, debs, "req", "1", "Priority: required\nDepends: base\n")
 	deb(t, debs, "apt", "2", "")
+	deb(t, debs, "usr-is-merged", "35", "")
 	deb(t, debs, "linux-image-amd64", "6.1", "Depends: linux-image-6.1.0-56-amd64\n")
 	deb(t, debs, "linux-image-6.1.0-56-amd64", "6.1", "")
 	deb(t, debs, "systemd", "252", "Source: systemd-src\nDepends: libthing (>= 1)\n")
@@ -85,7 +86,7 @@ func TestResolve(t *testing.T) {
 		}
 		names = append(names, n)
 	}
-	if got := strings.Join(names, " "); got != "apt! base! libthing linux-image-6.1.0-56-amd64 linux-image-amd64! req! systemd!" {
+	if got := strings.Join(names, " "); got != "apt! base! libthing linux-image-6.1.0-56-amd64 linux-image-amd64! req! systemd! usr-is-merged!" {
 		t.Errorf("locked: %s", got)
 	}
 	if len(l.Tools) != len(tools) || len(l.Compile) != 0 {

@@ -68,7 +68,7 @@ func (b *builder) stageKey(s stage) string {
 	for _, p := range s.pkgs {
 		pkgs = append(pkgs, pkg{p.Name, p.SHA256})
 	}
-	return contentKey(builderVersion, b.Recipe.Suite, b.Lock.Date.Unix(), pkgs, s.ask, s.exclude, s.include, s.files, s.commands, s.remove, s.sources)
+	return contentKey(builderVersion, b.Recipe.Suite, b.Lock.Date.Unix(), pkgs, s.ask, s.exclude, s.include, s.files, s.commands, s.remove, s.sources, b.Lock.Keys)
 }
 
 // tree returns the folder that holds a stage, building it when the cache has
@@ -112,7 +112,7 @@ func (b *builder) tree(ctx context.Context, s stage) (root string, cached bool, 
 	if err := installed(tree, s.pkgs); err != nil {
 		return "", false, err
 	}
-	if err := b.aptFiles(tree, s); err != nil {
+	if err := b.aptFiles(ctx, tree, s); err != nil {
 		return "", false, err
 	}
 	if err := clean(tree, s.remove); err != nil {
@@ -185,7 +185,7 @@ func installed(root string, pkgs []Locked) error {
 // aptFiles leave an image's apt as its owner would write it: the recipe's
 // sources with their keys, and none of the builder's settings but the files
 // that are never unpacked.
-func (b *builder) aptFiles(root string, s stage) error {
+func (b *builder) aptFiles(ctx context.Context, root string, s stage) error {
 	r, err := os.OpenRoot(root)
 	if err != nil {
 		return err
@@ -221,21 +221,21 @@ func (b *builder) aptFiles(root string, s stage) error {
 		return nil
 	}
 	for _, src := range b.Recipe.Sources {
-		to := strings.TrimPrefix(src.imageKey(), "/")
-		if _, err := r.Stat(to); src.Dir != "" || err == nil {
-			continue // a package brought it
+		if !src.ownKey() {
+			continue
 		}
-		from := src.Key
-		if strings.HasPrefix(from, "https://") {
-			if from, err = fetchKey(context.Background(), b.Cache, src); err != nil {
-				return fmt.Errorf("source %s: %w", src.Name, err)
-			}
+		from, err := fetchKey(ctx, b.Cache, src)
+		if err != nil {
+			return fmt.Errorf("source %s: %w", src.Name, err)
 		}
 		key, err := os.ReadFile(from)
 		if err != nil {
 			return fmt.Errorf("key of source %s: %w", src.Name, err)
 		}
-		if err := r.WriteFile(to, key, 0o644); err != nil {
+		if images.Digest(sha256.Sum256(key)) != b.Lock.Keys[src.Name] {
+			return fmt.Errorf("key of source %s is not the one it was locked with: %w", src.Name, ErrStale)
+		}
+		if err := r.WriteFile(strings.TrimPrefix(src.imageKey(), "/"), key, 0o644); err != nil {
 			return err
 		}
 	}

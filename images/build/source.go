@@ -56,8 +56,8 @@ const ubuntuKeys = "/usr/share/keyrings/ubuntu-archive-keyring.gpg"
 // debianSuites are those that have the sources debian and debian-security.
 var debianSuites = []string{"bookworm", "trixie"}
 
-// ubuntuSuites are the long-term ones.
-var ubuntuSuites = []string{"jammy", "noble"}
+// ubuntuSuites are the long-term ones; jammy has no usr-is-merged.
+var ubuntuSuites = []string{"noble"}
 
 // knownSource returns what is usual for a source of this name, so that a
 // recipe need only say the name.
@@ -76,7 +76,7 @@ func knownSource(name, suite string) (Source, bool) {
 		return Source{URL: "http://archive.ubuntu.com/ubuntu", Suites: []string{suite, suite + "-updates", suite + "-security"},
 			Components: []string{"main", "restricted", "universe", "multiverse"}, Key: ubuntuKeys}, true
 	case "nvidia":
-		os := map[string]string{"bookworm": "debian12", "trixie": "debian13", "jammy": "ubuntu2204", "noble": "ubuntu2404"}[suite]
+		os := map[string]string{"bookworm": "debian12", "trixie": "debian13", "noble": "ubuntu2404"}[suite]
 		if os == "" {
 			return Source{}, false
 		}
@@ -299,10 +299,14 @@ func (r Recipe) Mirrored(mirrors map[string]string) (Recipe, error) {
 	return r, nil
 }
 
+// ownKey says whether an image gets the source's keys from the recipe; the
+// distribution's own come with a package.
+func (s Source) ownKey() bool { return s.Dir == "" && s.Key != debianKeys && s.Key != ubuntuKeys }
+
 // imageKey is where the source's keys are in an image.
 func (s Source) imageKey() string {
-	if s.Key == debianKeys || s.Key == ubuntuKeys {
-		return s.Key // of the distribution's own package
+	if !s.ownKey() {
+		return s.Key
 	}
 	if strings.HasSuffix(s.Key, ".gpg") {
 		return "/etc/apt/keyrings/" + s.Name + ".gpg"

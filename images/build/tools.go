@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 // tools returns a folder with the locked tools, unpacked. They run from there:
@@ -53,15 +52,4 @@ func (b *builder) keep(work, dir string, n int) error {
 		return err
 	}
 	return prune(filepath.Dir(dir), n)
-}
-
-// versions are the tools as people name them, for the provenance.
-func (l Lock) toolVersions() string {
-	var all []string
-	for _, n := range tools {
-		if p, ok := find(l.Tools, n); ok {
-			all = append(all, p.Name+" "+p.Version)
-		}
-	}
-	return strings.Join(all, ", ")
 }

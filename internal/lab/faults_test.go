@@ -50,8 +50,7 @@ func labForTest(t *testing.T) Options {
 	ln.Close()
 	o := Options{Dir: t.TempDir(), Bin: filepath.Join(top, "bin"), Cache: filepath.Join(top, ".cache"), Image: "debian-12-lab", UI: addr, Out: io.Discard}
 	for _, args := range [][]string{
-		{"image", "build", filepath.Join(top, "images/recipes/debian-12-lab.yaml"), "--relock", "--lock", filepath.Join(o.Cache, o.Image+".lock"),
-			"--state", o.State(), "--cache", o.Cache, "--bin", o.Bin, "--sim"},
+		{"image", "build", filepath.Join(top, "images/recipes/debian-12-lab.yaml"), "--relock", "--state", o.State(), "--cache", o.Cache, "--bin", o.Bin, "--sim"},
 		{"image", "kernel", "--cache", o.Cache},
 	} {
 		if out, err := exec.Command(filepath.Join(o.Bin, "smelt"), args...).CombinedOutput(); err != nil {
