@@ -445,6 +445,50 @@ func TestNoErase(t *testing.T) {
 	good(t, m, w, err, Discard, "discard")
 }
 
+// A drive with bad sectors is erased all the same; one on which nothing can be
+// written is not said to be.
+func TestBadSectors(t *testing.T) {
+	f := newNVMe(t)
+	w, err := wipe(t, f.drive(bad1in3{f}), Purge)
+	if err != nil || w.Reached != Purge || f.old() || w.Proofs < marks/2 {
+		t.Errorf("%+v, %v", w, err)
+	}
+	f = newNVMe(t)
+	f.io = func() error { return unix.EIO }
+	if w, err = wipe(t, f.drive(f), Purge); err == nil || w.Reached != 0 || len(f.log) > 0 {
+		t.Errorf("%+v, %v, %q", w, err, f.log)
+	}
+	f = newNVMe(t)
+	if w, err = wipe(t, f.drive(readOnly{f}), Purge); err == nil || !strings.Contains(err.Error(), "proven") || w.Reached != 0 || len(f.log) > 0 {
+		t.Errorf("%+v, %v, %q", w, err, f.log)
+	}
+}
+
+// bad1in3 has bad sectors, until it is erased, in every third megabyte.
+type bad1in3 struct{ *fakeNVMe }
+
+func (b bad1in3) bad(off int64) bool { return b.state != sanitizeDone && off>>20%3 == 1 && off > 8*mib }
+
+func (b bad1in3) ReadAt(p []byte, off int64) (int, error) {
+	if b.bad(off) {
+		return 0, unix.EIO
+	}
+	return b.fakeNVMe.ReadAt(p, off)
+}
+
+func (b bad1in3) WriteAt(p []byte, off int64) (int, error) {
+	if b.bad(off) {
+		return 0, unix.EIO
+	}
+	return b.fakeNVMe.WriteAt(p, off)
+}
+
+// readOnly is a drive of zeros that is worn out.
+type readOnly struct{ *fakeNVMe }
+
+func (r readOnly) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
+func (r readOnly) WriteAt([]byte, int64) (int, error)    { return 0, unix.EIO }
+
 func FuzzSense(f *testing.F) {
 	f.Add(fixedSense(2, 4, 0x1b))
 	f.Add([]byte{0x72, 1, 0, 0x1d, 0, 0, 0, 14, 0x09, 12, 1, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0x40, 0x51})

@@ -434,9 +434,11 @@ const (
 )
 
 // remember reads places at random, and writes something that nobody can guess
-// into some of them first: a drive full of zeros proves nothing.
+// into some of them first: a drive full of zeros proves nothing. A bad sector
+// of an old drive is no reason not to erase it, as long as there are others.
 func (d *drive) remember() (evidence, error) {
 	e := evidence{}
+	var bad error
 	b := alignedBuffer(int(min(place, d.size/d.sector*d.sector)))
 	if len(b) == 0 {
 		return nil, fmt.Errorf("it has %d bytes", d.size)
@@ -445,7 +447,8 @@ func (d *drive) remember() (evidence, error) {
 		off := d.somewhere(len(b))
 		rand.Read(b) // never fails (crypto/rand)
 		if _, err := d.WriteAt(b, off); err != nil {
-			return nil, fmt.Errorf("write a mark at %d: %w", off, err)
+			bad = fmt.Errorf("write a mark at %d: %w", off, err)
+			continue
 		}
 		e[off] = sha256.Sum256(b)
 	}
@@ -454,7 +457,9 @@ func (d *drive) remember() (evidence, error) {
 	}
 	for off, sum := range e {
 		if _, err := d.ReadAt(b, off); err != nil {
-			return nil, fmt.Errorf("read a mark at %d: %w", off, err)
+			bad = fmt.Errorf("read a mark at %d: %w", off, err)
+			delete(e, off)
+			continue
 		}
 		if sha256.Sum256(b) != sum {
 			return nil, fmt.Errorf("%w: a mark that was written at %d is not read there", ErrReadBack, off)
@@ -462,12 +467,12 @@ func (d *drive) remember() (evidence, error) {
 	}
 	for range places {
 		off := d.somewhere(len(b))
-		if _, err := d.ReadAt(b, off); err != nil {
-			continue // a bad sector of an old drive is no reason not to erase it
-		}
-		if !images.IsZero(b) {
+		if _, err := d.ReadAt(b, off); err == nil && !images.IsZero(b) {
 			e[off] = sha256.Sum256(b)
 		}
+	}
+	if bad != nil && len(e) < marks/2 {
+		return nil, fmt.Errorf("it holds nothing that a wipe could be proven by: %w", bad)
 	}
 	return e, nil
 }

@@ -111,3 +111,29 @@ func TestWipeOnly(t *testing.T) {
 		t.Errorf("%d documents", len(blobs))
 	}
 }
+
+// A drive that the firmware froze is thawed by hand while the machine is on.
+// It must not be restarted then: the agent that waits there goes on.
+func TestFrozenDrive(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true, Max: 1})
+	a := h.wiping(0)
+	o := a.ordered("wipe")
+	a.ok(h.c.UsePermit(t.Context(), a.agent, a.permit(o).ID))
+	a.finish(o, convert.Result{Cause: "frozen", Error: "SECURITY ERASE is frozen", Wiped: []inventory.Wiped{{Disk: o.Plan.Target, Level: "none"}}})
+	n := h.reach(a.id, inventory.NeedsWork)
+	tasks, err := h.s.Tasks(t.Context(), a.id)
+	a.ok(err)
+	if len(tasks) != 1 || tasks[0].Verb != "plug" || !strings.Contains(tasks[0].How, "Leave the machine on") || n.Failure.Cause != "frozen" {
+		t.Fatalf("%+v, failure %+v", tasks, n.Failure)
+	}
+	if o := a.order(); o.Kind != "wait" {
+		t.Errorf("frozen, it is told to %s", o.Kind)
+	}
+	h.must(a.id, "task-done", map[string]string{"task": tasks[0].ID})
+	h.reach(a.id, inventory.Wiping)
+	again := a.written("wipe")
+	if again.ID == o.ID || again.Fence != o.Fence {
+		t.Errorf("order %s with fence %d after %s with %d: it was restarted, or is the old one", again.ID, again.Fence, o.ID, o.Fence)
+	}
+	h.reach(a.id, inventory.Imaging)
+}

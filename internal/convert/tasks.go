@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"smelt/inventory"
 	"smelt/power"
@@ -112,6 +113,13 @@ func (t *turn) needsWork() error {
 		t.after = append(t.after, v.Reset)
 	}
 	to, evidence := t.proof(proofs)
+	if to == inventory.Wiping {
+		if n, ok := t.reserve(t.n.ID); !ok {
+			t.note("its tasks are done; waits for its turn: %d conversions run at once", n)
+			t.again(10 * time.Second)
+			return nil
+		}
+	}
 	t.move(to, "its tasks are done: it must prove it", evidence)
 	if why := t.err; why != nil && to != inventory.Discovered {
 		// What the node was when it failed is not what it is now: look again.
@@ -128,6 +136,10 @@ func (t *turn) proof(proofs map[string]bool) (inventory.State, map[string]string
 	switch {
 	case proofs["reinspect"]:
 		return inventory.Discovered, inspect
+	case t.n.Failure.Cause == causeFrozen && t.n.Failure.Step == inventory.Wiping && t.n.Plan != nil:
+		// Not by way of a restart, which would freeze the drive again: the agent
+		// that waits there goes on.
+		return inventory.Wiping, nil
 	case proofs["burnin"] && t.n.Image != "":
 		return inventory.BurningIn, nil
 	case t.n.Plan == nil:

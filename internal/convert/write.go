@@ -100,16 +100,24 @@ func causeOf(r reported) string {
 	return r.Cause
 }
 
-// thaw is what a person can do about a drive whose erase the firmware of the
-// machine locked.
-const thaw = "The firmware of the machine freezes the drive at each start. Turn off \"security freeze lock\" (or \"block SID\", \"HDD password\") in its setup, " +
-	"or plug the drive into another port or an adapter that is not looked at by the firmware; or approve the node with --wipe=overwrite."
+// causeFrozen is an agent's word for a drive whose erase the firmware of the
+// machine locked when it started.
+const causeFrozen = "frozen"
+
+// thaw is what a person can do about it.
+const thaw = "Leave the machine on: it waits. Unplug the power and the data cable of the drive for ten seconds, plug them in again, and say that it is done. " +
+	"If the machine was switched off meanwhile, do it again once it waits. For good: turn off the security freeze lock of drives in the firmware's setup."
 
 // writeTask is what a person can do about a failed write.
 func (t *turn) writeTask(r reported) inventory.Task {
 	disk := "its disk"
 	if t.n.Plan != nil {
 		disk = t.n.Plan.Target.String()
+		for _, w := range r.Wiped { // the one that it stopped at is the last
+			if !w.Reaches(t.n.Plan.Wipe) {
+				disk = w.Disk.String()
+			}
+		}
 	}
 	task := inventory.Task{Why: r.Error, Proof: "none"}
 	switch r.Cause {
@@ -117,7 +125,7 @@ func (t *turn) writeTask(r reported) inventory.Task {
 		task.Verb, task.What, task.Proof = "replace", disk, "reinspect"
 	case "level":
 		task.Verb, task.What = "check", disk+": wipe it in another way (smelt node approve --wipe), or take it out and destroy it"
-	case "frozen":
+	case causeFrozen:
 		task.Verb, task.What, task.How = "plug", disk, thaw
 	case "foreign-data", "identity":
 		task.Verb, task.What, task.Proof = "check", disk+": it is not what was approved", "reinspect"
