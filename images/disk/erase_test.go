@@ -334,6 +334,14 @@ func TestATALies(t *testing.T) {
 	}
 }
 
+// A sanitize that is over is not one that ended well.
+func TestATAMute(t *testing.T) {
+	f := newATA(t, true)
+	f.mute, f.id[wordSecurity] = true, 0
+	w, err := wipe(t, f.drive(f), Secure)
+	bad(t, w, err, ErrWeaker, "does not say that it ended without error")
+}
+
 func TestATAPowerCut(t *testing.T) {
 	for _, fixed := range []bool{false, true} {
 		f := newATA(t, true)
