@@ -172,6 +172,13 @@ Kernel, modules and driver are held against each other. Needs no root.`,
 			if err != nil {
 				return err
 			}
+			whole, err := build.ParseRecipe(args[0])
+			if err != nil {
+				return err
+			}
+			if _, err := checkCards(cmd, whole); err != nil {
+				return err
+			}
 			if f.lock != "" && len(all) > 1 {
 				return usageError{"--lock names one file, and the recipe has several images", "--variant"}
 			}

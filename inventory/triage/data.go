@@ -83,7 +83,7 @@ func CardByID(vendor, device string) (Card, bool) {
 // ("NVIDIA GeForce RTX 3090" is "RTX 3090").
 func CardByModel(model string) (Card, bool) {
 	for _, c := range Cards() {
-		if fold(c.Model) == foldModel(model) {
+		if foldModel(c.Model) == foldModel(model) {
 			return c, true
 		}
 	}

@@ -263,7 +263,7 @@ func TestImageInVerdict(t *testing.T) {
 			t.Errorf("%q does not say %s", r.Got, want)
 		}
 	}
-	if !strings.Contains(r.Fix, `gpu: {branch: "590", modules: open}`) {
+	if !strings.Contains(r.Fix, `gpu: {branch: "610", modules: open}`) {
 		t.Error(r.Fix)
 	}
 	hw.GPUs[0].Device = "1b06" // together with a 5090: no image will ever do

@@ -358,6 +358,11 @@ func TestTables(t *testing.T) {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
+	for _, c := range Cards() {
+		if got, ok := CardByModel(c.Model); !ok || got.Model != c.Model {
+			t.Errorf("%s is not found by its own name, but %+v", c.Model, got)
+		}
+	}
 	for _, p := range []string{"H110 Pro BTC+", "h510 pro btc+", "B250 MINING EXPERT", "TB250-BTC", "TB250-BTC+", "TB250-BTC PRO", "BTC-T37", "B250-FinTech-CF"} {
 		if b, ok := BoardByProduct(p); !ok || !b.Mining || b.Wide == 0 || b.Narrow == 0 || b.RAM == 0 {
 			t.Errorf("%s: %+v", p, b)
