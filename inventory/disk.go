@@ -1,5 +1,10 @@
 package inventory
 
+import (
+	"fmt"
+	"strings"
+)
+
 // A DiskID is what stays the same when /dev/sdX changes: the facts by which a
 // plan and a permit name a disk, and the agent finds it again.
 type DiskID struct {
@@ -28,6 +33,39 @@ func (d DiskID) Same(found DiskID) bool {
 		named = named || !Junk(f[0])
 	}
 	return named
+}
+
+// A DiskRule says which disk of a machine an image goes to, when nobody names
+// one. The zero value takes the largest internal disk.
+type DiskRule struct {
+	Bus      string // nvme, sata, ...; empty: any but usb
+	Model    string // part of the model's name
+	Smallest bool   // the smallest that is large enough, not the largest
+}
+
+// Fits tells whether the rule allows a disk. What can be pulled out, or hangs
+// on USB, is a stick until a rule or a person says otherwise.
+func (r DiskRule) Fits(d Disk) bool {
+	if d.Bus == "usb" || d.Removable {
+		if r.Bus != "usb" || d.Bus != "usb" {
+			return false
+		}
+	}
+	return (r.Bus == "" || r.Bus == d.Bus) && strings.Contains(strings.ToLower(d.Model), strings.ToLower(r.Model))
+}
+
+func (r DiskRule) String() string {
+	var what []string
+	if r.Bus != "" {
+		what = append(what, r.Bus)
+	}
+	if r.Model != "" {
+		what = append(what, fmt.Sprintf("%q", r.Model))
+	}
+	if len(what) == 0 {
+		return "internal"
+	}
+	return strings.Join(what, " ")
 }
 
 func (d DiskID) String() string {

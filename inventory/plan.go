@@ -18,7 +18,8 @@ type Plan struct {
 	Profile   string   `json:"profile"`
 	Wipe      string   `json:"wipe"` // one of WipeLevels
 	Disks     []DiskID `json:"disks"`
-	Target    DiskID   `json:"target"` // the disk the image goes to
+	Target    DiskID   `json:"target"`             // the disk the image goes to
+	ReadBack  bool     `json:"readBack,omitempty"` // read the whole disk again after writing
 	Cluster   string   `json:"cluster,omitempty"`
 	Hardware  string   `json:"hardware"` // Hardware.Digest at approval
 	Allow     []string `json:"allow,omitempty"`

@@ -582,7 +582,7 @@ truncate -s 125M fs; mke2fs -q -t ext4 -U %s -d root fs; dd if=fs of=disk.raw bs
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Name, m.Created, m.Key, m.Root, m.Kernel = "test", time.Now().UTC(), strings.Repeat("0", 64), uuid, "6.1.0"
+	m.Name, m.Arch, m.Created, m.Key, m.Root, m.Kernel = "test", "amd64", time.Now().UTC(), strings.Repeat("0", 64), uuid, "6.1.0"
 	env, err := images.Sign(m, key)
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
 	"sync"
 	"time"
 
@@ -47,6 +48,9 @@ func (a *Agent) image(ctx context.Context, o api.Order) api.Result {
 	if m.Size > w.Target.Size {
 		return failed("disk", fmt.Errorf("%w: image %s needs %d bytes, the disk has %d", disk.ErrShort, m.Name, m.Size, w.Target.Size))
 	}
+	if m.Arch != runtime.GOARCH {
+		return failed("verify", fmt.Errorf("image %s is for %s, this machine is %s: name another image", m.Title(), m.Arch, runtime.GOARCH))
+	}
 	chunks := a.chunkMap(ctx, len(m.Chunks))
 
 	// No foreign signature may be left where the plan's wipe has been: none is allowed.
@@ -64,7 +68,8 @@ func (a *Agent) writeImage(ctx context.Context, o api.Order, h *held, m images.M
 	fetch, peers, leave := a.sources(w, m, h.path(), client)
 	defer leave()
 	got, err := disk.Write(ctx, h.path(), m, fetch, disk.Options{
-		Done: chunks, Source: peers,
+		ReadBack: w.ReadBack,
+		Done:     chunks, Source: peers,
 		Progress: func(p disk.Progress) {
 			saver.set(p.Map)
 			doing, done := "writing image "+m.Name, 0.9*frac(p.Done, p.Total)

@@ -87,6 +87,7 @@ type ImageOrder struct {
 	Manifest string           `json:"manifest"` // digest; fetched signed from Base + "/manifest/" + digest
 	Base     string           `json:"base"`     // URL of the image store: BASE/blob/DIGEST takes ranges
 	Target   inventory.DiskID `json:"target"`
+	ReadBack bool             `json:"readBack,omitempty"` // all of it; otherwise a sample
 	Handoff  Handoff          `json:"handoff"`
 
 	Mirrors []string `json:"mirrors,omitempty"` // image stores that are asked before Base; not trusted either

@@ -382,6 +382,28 @@ func TestClassMayFail(t *testing.T) {
 	}
 }
 
+// TestClassDisk: a class says which disk its image goes to, and how much of it
+// is read again.
+func TestClassDisk(t *testing.T) {
+	const here = "    # disk: {bus: nvme, pick: smallest} "
+	s, err := Parse("s", []byte(edit(t, here, "    readBack: all\n    disk: {bus: usb, model: DataTraveler, pick: smallest} ")), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.Classes["gpu-server-2x3090"]
+	if want := (inventory.DiskRule{Bus: "usb", Model: "DataTraveler", Smallest: true}); c.Disk != want || !c.ReadBack {
+		t.Errorf("%+v, read back %v", c.Disk, c.ReadBack)
+	}
+	if c := s.Classes["rig-6x3080"]; c.Disk != (inventory.DiskRule{}) || c.ReadBack {
+		t.Errorf("a class that says nothing has %+v", c)
+	}
+	for _, bad := range []string{"disk: {bus: ide} ", "disk: {pick: first} ", "disk: nvme ", "readBack: none "} {
+		if _, err := Parse("s", []byte(edit(t, here, "    "+bad)), Known{}); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}
+
 // TestLabProfile: a profile that proves nothing about the machine is for labs.
 func TestLabProfile(t *testing.T) {
 	known := Known{Profiles: []string{"image", "standard"}, LabOnly: []string{"image"}}

@@ -349,7 +349,9 @@ func (p *parser) classes(raw []rawClass) {
 			Profile: p.knows(r.Profile, "burn-in profile", p.known.Profiles),
 			Target:  p.knows(r.Target, "triage target", p.known.Targets),
 			GPUs:    r.GPUs.Count.v, GPUModel: r.GPUs.Model.v, MinLinkWidth: r.GPUs.MinLinkWidth.v,
-			Slots: map[string]string{}, Boot: r.Boot.v, ApproveRule: r.Approve.v == "rule",
+			Disk:     inventory.DiskRule{Bus: r.Disk.Bus.v, Model: r.Disk.Model.v, Smallest: r.Disk.Pick.v == "smallest"},
+			ReadBack: r.Read.v == "all",
+			Slots:    map[string]string{}, Boot: r.Boot.v, ApproveRule: r.Approve.v == "rule",
 		}
 		p.unique(where, r.Name.at, "class", c.Name)
 		p.positive(r.Watts, "watts")

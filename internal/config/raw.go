@@ -114,11 +114,20 @@ type rawClass struct {
 	Image   text            `yaml:"image" need:"yes" doc:"name or digest of an image in the store"`
 	Profile text            `yaml:"profile" need:"yes" doc:"burn-in profile"`
 	Wipe    text            `yaml:"wipe" enum:"metadata discard overwrite secure purge" doc:"how thoroughly disks are erased: metadata, discard (default), overwrite, secure (by the drive itself), purge (by the drive, as NIST SP 800-88r1 has it); a drive that cannot is a failure"`
+	Disk    rawDisk         `yaml:"disk" doc:"which disk the image goes to, when an approval names none"`
+	Read    text            `yaml:"readBack" enum:"sample all" doc:"what is read again of a disk after the image was written: both ends and a sample (default), or all of it, which takes as long as reading the disk"`
 	Watts   number          `yaml:"watts" doc:"nameplate power of one node, reserved before a start"`
 	Slots   map[string]text `yaml:"slots" doc:"PCI address of a port or card: label a technician can find"`
 	MayFail []text          `yaml:"mayFail" doc:"systemd units of the image whose failure burn-in accepts"`
 	Boot    text            `yaml:"boot" enum:"uki shim ipxe" doc:"uki: signed with the site's Secure Boot key; shim: vendors' keys, by Debian's shim and GRUB; ipxe: no Secure Boot; whatever the firmware takes (default)"`
 	Approve text            `yaml:"approve" enum:"operator rule" doc:"operator (default), or rule: nodes whose verdict is convert are approved without a person"`
+}
+
+type rawDisk struct {
+	at
+	Bus   text `yaml:"bus" enum:"nvme sata sas scsi virtio mmc usb" doc:"how it is connected; usb only when this says so"`
+	Model text `yaml:"model" doc:"part of the model's name"`
+	Pick  text `yaml:"pick" enum:"largest smallest" doc:"of several, the largest (default), or the smallest that holds the image"`
 }
 
 type rawGPUs struct {

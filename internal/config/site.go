@@ -123,6 +123,8 @@ type Class struct {
 	Profile      string
 	Target       string
 	Wipe         string
+	Disk         inventory.DiskRule
+	ReadBack     bool // all of the disk is read again after writing, not a sample
 	Watts        float64
 	GPUs         int
 	GPUModel     string

@@ -49,6 +49,8 @@ type Class struct {
 	Profile      string
 	Target       string // triage target
 	Wipe         string
+	Disk         inventory.DiskRule // which disk the image goes to
+	ReadBack     bool               // the whole disk is read again after writing
 	MinLinkWidth int
 	GPUs         int
 	GPUModel     string

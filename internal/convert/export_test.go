@@ -26,11 +26,12 @@ func (c *Conductor) BootMode(n inventory.Node) (string, error) {
 type Approval struct {
 	Target, Disks string
 	Allow         []string
+	Rule          inventory.DiskRule
 }
 
 // Choose picks the disks of a plan.
 func Choose(disks []inventory.Disk, a Approval, size int64) (inventory.DiskID, []inventory.DiskID, error) {
-	return choose(disks, approval{target: a.Target, disks: a.Disks, allow: a.Allow}, size)
+	return choose(disks, approval{target: a.Target, disks: a.Disks, allow: a.Allow}, a.Rule, size)
 }
 
 // VerdictTasks makes work of a verdict.

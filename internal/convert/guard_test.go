@@ -540,6 +540,8 @@ func TestChoose(t *testing.T) {
 	busy := disk("busy-01", 900, func(d *inventory.Disk) { d.InUse = true })
 	small, large := disk("small-01", 100, nil), disk("large-01", 200, nil)
 	zfs := disk("zfs-01", 300, func(d *inventory.Disk) { d.Signatures = []string{"gpt", "zfs_member"} })
+	nvme := disk("nvme-01", 80, func(d *inventory.Disk) { d.Bus, d.Model = "nvme", "Samsung SSD 980" })
+	twin := disk("usb-01", 900, func(d *inventory.Disk) { d.Bus, d.Path = "usb", "pci-twin" })
 	nameless := inventory.Disk{DiskID: inventory.DiskID{Size: 900}, Bus: "sata"}
 	luks := disk("luks-01", 300, func(d *inventory.Disk) { d.Signatures = []string{"crypto_LUKS"} })
 	all := []inventory.Disk{usb, removable, nameless, small, large}
@@ -560,7 +562,21 @@ func TestChoose(t *testing.T) {
 		{"named", all, convert.Approval{Target: "small-01"}, 50, "small-01"},
 		{"named by path", all, convert.Approval{Target: "pci-small-01"}, 50, "small-01"},
 		{"all", all, convert.Approval{Disks: "all"}, 50, "large-01 small-01"},
-		{"usb is never named", all, convert.Approval{Target: "usb-01"}, 50, "!no internal disk"},
+		{"usb when it is named", all, convert.Approval{Target: "usb-01"}, 50, "usb-01"},
+		{"removable when it is named", all, convert.Approval{Target: "card-01"}, 50, "card-01"},
+		{"named usb among all", all, convert.Approval{Target: "usb-01", Disks: "all"}, 50, "usb-01 large-01 small-01"},
+		{"nobody's name", all, convert.Approval{Target: "x"}, 50, "!no disk that could be written is named"},
+		{"two of that name", []inventory.Disk{usb, twin, small}, convert.Approval{Target: "usb-01"}, 50, "!several disks"},
+		{"one of two by its path", []inventory.Disk{usb, twin, small}, convert.Approval{Target: "pci-twin"}, 50, "usb-01"},
+		{"rule: smallest", all, convert.Approval{Rule: inventory.DiskRule{Smallest: true}}, 50, "small-01"},
+		{"rule: smallest that is large enough", all, convert.Approval{Rule: inventory.DiskRule{Smallest: true}}, 150, "large-01"},
+		{"rule: smallest, none is large enough", all, convert.Approval{Rule: inventory.DiskRule{Smallest: true}}, 500, "!the image needs"},
+		{"rule: bus", []inventory.Disk{large, nvme}, convert.Approval{Rule: inventory.DiskRule{Bus: "nvme"}}, 50, "nvme-01"},
+		{"rule: bus that is not there", all, convert.Approval{Rule: inventory.DiskRule{Bus: "nvme"}}, 50, "!no nvme disk"},
+		{"rule: model", []inventory.Disk{large, nvme}, convert.Approval{Rule: inventory.DiskRule{Model: "SAMSUNG"}}, 50, "nvme-01"},
+		{"rule: usb", all, convert.Approval{Rule: inventory.DiskRule{Bus: "usb"}}, 50, "usb-01"},
+		{"rule and all", []inventory.Disk{large, nvme}, convert.Approval{Disks: "all", Rule: inventory.DiskRule{Bus: "nvme"}}, 50, "nvme-01 large-01"},
+		{"named against the rule", []inventory.Disk{large, nvme}, convert.Approval{Target: "large-01", Rule: inventory.DiskRule{Bus: "nvme"}}, 50, "large-01"},
 		{"only usb", []inventory.Disk{usb}, convert.Approval{}, 50, "!no internal disk"},
 		{"too small", all, convert.Approval{}, 500, "!the image needs"},
 		{"foreign data", []inventory.Disk{zfs, small}, convert.Approval{}, 50, "!carries zfs_member"},

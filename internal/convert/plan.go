@@ -66,7 +66,7 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	}
 	if a.only {
 		var err error
-		if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, 0); err != nil {
+		if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, inventory.DiskRule{}, 0); err != nil {
 			return inventory.Plan{}, err
 		}
 		return p.Seal(), nil
@@ -91,7 +91,11 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	if _, ok := t.Site.Profiles[p.Profile]; !ok {
 		return inventory.Plan{}, fmt.Errorf("there is no burn-in profile %q", p.Profile)
 	}
-	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, v.size); err != nil {
+	if got := n.Hardware.Firmware.Arch; got != "" && got != v.arch {
+		return inventory.Plan{}, fmt.Errorf("image %s is for %s, it is %s", p.ImageName, v.arch, got)
+	}
+	p.ReadBack = class.ReadBack
+	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, class.Disk, v.size); err != nil {
 		return inventory.Plan{}, err
 	}
 	return p.Seal(), nil
@@ -113,37 +117,46 @@ func (t *turn) installedSaid() (bool, error) {
 	return false, nil
 }
 
-// choose picks the disk for the image and the disks to wipe: the largest
-// internal one unless it is named; never a removable one or one on USB. A disk
-// in use is no disk to pass over: the plan would silently take another.
-func choose(disks []inventory.Disk, a approval, size int64) (target inventory.DiskID, wipe []inventory.DiskID, err error) {
+// choose picks the disk for the image and the disks to wipe: the one that is
+// named, or by the class's rule, which is the largest internal one unless it
+// says otherwise. A removable disk or one on USB is taken only when it is named,
+// or when the rule wants USB. A disk in use is no disk to pass over: the plan
+// would silently take another.
+func choose(disks []inventory.Disk, a approval, rule inventory.DiskRule, size int64) (target inventory.DiskID, wipe []inventory.DiskID, err error) {
+	named := func(d inventory.Disk) bool {
+		return a.target != "" && (a.target == d.Serial || a.target == d.WWN || a.target == d.Path)
+	}
 	var fit []inventory.Disk
 	for _, d := range disks {
-		if d.Removable || d.Bus == "usb" || d.Size <= 0 || !d.Same(d.DiskID) {
+		stick := (d.Removable || d.Bus == "usb") && !rule.Fits(d)
+		if stick && !named(d) || d.Size <= 0 || !d.Same(d.DiskID) {
 			continue
 		}
-		if named := a.target == d.Serial || a.target == d.WWN || a.target == d.Path; d.InUse && (a.target == "" || named || a.disks == "all") {
+		if d.InUse && (a.target == "" || named(d) || a.disks == "all") {
 			return target, nil, fmt.Errorf("its %s was in use when it was inspected: inspect it again: smelt node reinspect", d.DiskID)
 		}
 		fit = append(fit, d)
 	}
 	// Stable, by size and then by name of the fact: the same disks give the same plan.
 	slices.SortStableFunc(fit, func(x, y inventory.Disk) int {
-		return cmp.Or(cmp.Compare(y.Size, x.Size), cmp.Compare(x.Path, y.Path), cmp.Compare(x.Serial, y.Serial))
-	})
-	if a.target != "" {
-		fit = slices.DeleteFunc(fit, func(d inventory.Disk) bool {
-			return a.disks != "all" && a.target != d.Serial && a.target != d.WWN && a.target != d.Path
-		})
-	}
-	i := slices.IndexFunc(fit, func(d inventory.Disk) bool {
-		return a.target == "" || a.target == d.Serial || a.target == d.WWN || a.target == d.Path
-	})
-	if i < 0 {
-		if a.target != "" {
-			return target, nil, fmt.Errorf("no internal disk is named %q", a.target)
+		bySize := cmp.Compare(y.Size, x.Size)
+		if rule.Smallest {
+			// What is too small for the image comes last.
+			bySize = cmp.Or(cmp.Compare(small(x, size), small(y, size)), -bySize)
 		}
+		return cmp.Or(bySize, cmp.Compare(x.Path, y.Path), cmp.Compare(x.Serial, y.Serial))
+	})
+	takes := func(d inventory.Disk) bool { return named(d) || a.target == "" && rule.Fits(d) }
+	i := slices.IndexFunc(fit, takes)
+	switch {
+	case i < 0 && a.target != "":
+		return target, nil, fmt.Errorf("no disk that could be written is named %q", a.target)
+	case i < 0 && len(fit) > 0:
+		return target, nil, fmt.Errorf("it has no %s disk, which its class wants for the image; name another with target", rule)
+	case i < 0:
 		return target, nil, fmt.Errorf("it has no internal disk that could be written")
+	case a.target != "" && slices.IndexFunc(fit[i+1:], named) >= 0:
+		return target, nil, fmt.Errorf("it has several disks named %q: name the one by its path", a.target)
 	}
 	if fit[i].Size < size {
 		return target, nil, fmt.Errorf("its %s has %d bytes, the image needs %d", fit[i].DiskID, fit[i].Size, size)
@@ -161,4 +174,12 @@ func choose(disks []inventory.Disk, a approval, size int64) (target inventory.Di
 		wipe = append(wipe, d.DiskID)
 	}
 	return fit[i].DiskID, wipe, nil
+}
+
+// small is 1 for a disk that is too small.
+func small(d inventory.Disk, size int64) int {
+	if d.Size < size {
+		return 1
+	}
+	return 0
 }

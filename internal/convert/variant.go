@@ -17,6 +17,7 @@ type variant struct {
 	digest images.Digest
 	name   string // of its recipe
 	size   int64  // of the disk image
+	arch   string // GOARCH word
 	stack  triage.Stack
 }
 
@@ -65,7 +66,7 @@ func (c *Conductor) variant(d images.Digest) (variant, error) {
 	if err != nil {
 		return variant{}, err
 	}
-	v := variant{digest: d, name: m.Name, size: m.Size}
+	v := variant{digest: d, name: m.Name, size: m.Size, arch: m.Arch}
 	if v.stack, err = stackOf(m); err != nil {
 		return variant{}, err
 	}

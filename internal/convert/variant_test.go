@@ -2,6 +2,7 @@ package convert_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -94,4 +95,44 @@ func TestVariants(t *testing.T) {
 	if got, err := c.Titles("ai-node"); err != nil || !slices.Equal(got, []string{"ai-node", "ai-node.r535", "ai-node.r560-open"}) {
 		t.Errorf("%q, %v", got, err)
 	}
+}
+
+// An image for another architecture, or one that does not fit, is refused when
+// it is approved: before anything is wiped.
+func TestImageThatCannotRun(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Max: 1})
+	id := nodeID(0)
+	a := h.inspectedAs(0)
+	s, err := images.OpenStore(filepath.Join(h.l.Dir, "images"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	small := make([]byte, 1<<20)
+	if _, err := s.Add(t.Context(), images.Manifest{Name: "grace", Arch: "arm64"}, bytes.NewReader(small), 1<<20, siteKey(), nil); err != nil {
+		t.Fatal(err)
+	}
+	env, err := images.Sign(bigManifest(images.Manifest{Name: "big", Arch: "amd64"}, a.hw.Disks[0].Size&^511+images.ChunkSize), siteKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(env, strings.NewReader("smelt")); err != nil {
+		t.Fatal(err)
+	}
+	for image, want := range map[string]string{"grace": "image grace is for arm64, it is amd64", "big": "the image needs"} {
+		if err := h.do(id, "approve", map[string]string{"image": image}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", image, err, want)
+		}
+	}
+	if n := h.node(id); n.State != inventory.Inspected {
+		t.Errorf("it is %s", n.State)
+	}
+}
+
+// bigManifest is of an image of zeros.
+func bigManifest(m images.Manifest, size int64) images.Manifest {
+	m.Size, m.Blob, m.BlobLen = size, sha256.Sum256([]byte("smelt")), 5
+	for off := int64(0); off < size; off += images.ChunkSize {
+		m.Chunks = append(m.Chunks, images.Chunk{Offset: off, Length: min(images.ChunkSize, size-off), Zero: true})
+	}
+	return m
 }

@@ -161,7 +161,7 @@ func (s *Server) wire(a store.Agent, o convert.Order) api.Order {
 	case o.Kind == api.OrderWipe && o.Plan != nil:
 		out.Wipe = &api.WipeOrder{Level: o.Plan.Wipe, Disks: o.Plan.Disks, Allow: o.Plan.Allow}
 	case o.Kind == api.OrderImage && o.Plan != nil:
-		out.Image = &api.ImageOrder{Manifest: o.Plan.Image, Base: s.ImageURL, Target: o.Plan.Target, Mirrors: s.mirrors(a.Node), Swarm: s.Swarm.Tracker != nil}
+		out.Image = &api.ImageOrder{Manifest: o.Plan.Image, Base: s.ImageURL, Target: o.Plan.Target, ReadBack: o.Plan.ReadBack, Mirrors: s.mirrors(a.Node), Swarm: s.Swarm.Tracker != nil}
 		if h := o.Handoff; h != nil {
 			out.Image.Handoff = api.Handoff{
 				Node: a.Node, Server: s.AgentURL, Pin: s.Pin, SiteKey: s.SiteKey,
