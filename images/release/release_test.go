@@ -22,6 +22,7 @@ import (
 
 	"smelt/images"
 	"smelt/images/remote"
+	"smelt/images/remote/remotetest"
 )
 
 func TestMain(m *testing.M) {
@@ -274,6 +275,114 @@ func TestFromBuildToSite(t *testing.T) {
 	if d, err := s.store.Resolve("ai-node"); !errors.Is(err, images.ErrNotFound) {
 		t.Errorf("withdrawn: %s, %v", d.Short(), err)
 	}
+}
+
+// What is published can be had from a registry and from S3 as from a folder.
+func TestThroughServers(t *testing.T) {
+	for name, server := range map[string]func(*testing.T) string{"registry": remotetest.Registry, "s3": remotetest.S3} {
+		t.Run(name, func(t *testing.T) {
+			to, err := remote.Open(server(t), remotetest.Credentials)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := newPublisher(t)
+			d := p.build("ai-node", 1)
+			p.release(d, releaseKey, releaseKey2)
+			p.promote(Stable, d, stableKey)
+			for range 2 { // the second brings nothing but a new timestamp
+				if _, err := p.repo.Publish(onlineKey); err != nil {
+					t.Fatal(err)
+				}
+				if err := p.repo.Upload(t.Context(), p.store, to, func(string) {}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := newSite(t, p)
+			s.From = to
+			for range 2 {
+				if err := s.pull(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, err := s.store.Resolve("ai-node"); err != nil || got != d {
+				t.Errorf("%s, %v", got.Short(), err)
+			}
+			if err := s.store.Verify(d); err != nil {
+				t.Error(err)
+			}
+			p.now = p.now.Add(Online.lifetime() + time.Hour)
+			if err := s.pull(t.Context()); !errors.Is(err, ErrExpired) {
+				t.Errorf("two weeks later: %v", err)
+			}
+		})
+	}
+}
+
+// A connection that breaks in the middle of a blob is taken up again there.
+func TestResumes(t *testing.T) {
+	p := newPublisher(t)
+	d := p.build("ai-node", 1)
+	p.release(d, releaseKey, releaseKey2)
+	p.promote(Stable, d, stableKey)
+	p.publish()
+	s := newSite(t, p)
+	weak := &breaks{Remote: p.to, after: 300 << 10}
+	s.From = weak
+	if err := s.pull(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.store.Manifest(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if weak.sent > m.BlobLen+weak.after || weak.opened < 3 {
+		t.Errorf("%d bytes of %d were sent in %d pieces", weak.sent, m.BlobLen, weak.opened)
+	}
+	if err := s.store.Verify(d); err != nil {
+		t.Error(err)
+	}
+	s = newSite(t, p)
+	s.From = &breaks{Remote: p.to}
+	if err := s.pull(t.Context()); err == nil {
+		t.Error("a remote that never sends a byte was enough")
+	}
+}
+
+// breaks is a remote whose blobs break off.
+type breaks struct {
+	remote.Remote
+	after, sent int64
+	opened      int
+}
+
+func (b *breaks) Get(ctx context.Context, name string, off int64) (io.ReadCloser, error) {
+	body, err := b.Remote.Get(ctx, name, off)
+	if err != nil || !strings.HasPrefix(name, "blobs/") {
+		return body, err
+	}
+	if i, err := b.Size(ctx, name); err == nil && i < 1<<10 {
+		return body, nil // a document
+	}
+	b.opened++
+	return struct {
+		io.Reader
+		io.Closer
+	}{&counted{io.MultiReader(io.LimitReader(body, b.after), broken{}), &b.sent}, body}, nil
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errors.New("connection reset by peer") }
+
+type counted struct {
+	io.Reader
+	n *int64
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	*c.n += int64(n)
+	return n, err
 }
 
 // Who may say what: every way to publish with too few or the wrong keys.
