@@ -14,18 +14,14 @@ import (
 // system, the kernel's headers, a compiler and DKMS, which the modules' package
 // starts when it is configured. Nothing but the modules leaves it.
 func (b *builder) moduleStage() stage {
-	s := stage{
-		name: "modules", pkgs: b.Lock.Compile,
+	return stage{
+		name: "modules", pkgs: b.Lock.Compile, ask: asked(b.Lock.Compile),
 		exclude: []string{"/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*"},
 		files:   []File{{"/etc/dkms/framework.conf.d/smelt.conf", 0o644, dkmsConf}},
 		// The kernels of some suites want their modules compressed; those of
 		// ours take both.
 		commands: []string{"find /lib/modules -path '*/updates/*' -name 'nvidia*.ko.xz' -exec xz --decompress {} +"},
 	}
-	for _, p := range b.Recipe.GPU.Compile {
-		s.ask = append(s.ask, bareName(p))
-	}
-	return s
 }
 
 // dkmsConf is read by dkms(8) as shell. Without a program to sign with it

@@ -95,7 +95,7 @@ func (v Resolver) resolve(ctx context.Context, r Recipe) (Lock, error) {
 		return Lock{}, err
 	}
 	if r.GPU != nil && len(r.GPU.Compile) > 0 {
-		if l.Compile, err = a.closure(ctx, r, slices.Concat(base, []string{r.Kernel}, r.GPU.Compile)); err != nil {
+		if l.Compile, err = a.closure(ctx, r, slices.Concat(base, r.GPU.Compile)); err != nil {
 			return Lock{}, err
 		}
 	}
