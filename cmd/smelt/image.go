@@ -38,9 +38,13 @@ func newImageList(state *string) *cobra.Command {
 				return err
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "DIGEST\tNAMES\tKERNEL\tSIZE\tCREATED")
+			fmt.Fprintln(w, "DIGEST\tNAMES\tKERNEL\tDRIVER\tSIZE\tCREATED")
 			for _, e := range list {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d MiB\t%s\n", e.Digest.Short(), strings.Join(e.Names, ","), e.Manifest.Kernel,
+				driver := "-"
+				if d := e.Manifest.Driver; d != nil {
+					driver = d.Version + " " + d.Modules
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d MiB\t%s\n", e.Digest.Short(), strings.Join(e.Names, ","), e.Manifest.Kernel, driver,
 					e.Manifest.Size>>20, e.Manifest.Created.Format(time.DateOnly))
 			}
 			return w.Flush()
