@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -38,8 +37,9 @@ func newImageTry(o *options, state *string) *cobra.Command {
 		Use:   "test IMAGE",
 		Short: "Try an image on QEMU machines by the path that real ones go; exit 3 when it is not as it should be",
 		Long: `Try an image on QEMU machines by the path that real ones go: a real smelt
-serve boots the RAM system on a blank machine for each kind of firmware, its
-agent writes the image, the machine boots from its own disk, and the installed
+serve boots the RAM system on a blank machine for each kind of firmware (BIOS
+with an NVMe drive and an Intel network card, UEFI with a SATA drive), its agent
+writes the image, the machine boots from its own disk, and the installed
 system must report and prove itself: kernel, failed units, root file system, the
 driver's module (a machine without a card accepts that it finds none), time to
 ready. One more machine is offered the image with one flipped byte, must refuse
@@ -212,9 +212,10 @@ func (f *tryFlags) try(ctx context.Context, cmd *cobra.Command, exe string, lo l
 	return imagetest.Run(ctx, opts)
 }
 
-// verifyStored checks the signature of an image and every chunk of it.
+// verifyStored holds an image against the signatures that the site's nodes
+// want, and every chunk of it against the manifest.
 func verifyStored(st *images.Store, state string, d images.Digest) error {
-	key, err := siteKey(state)
+	signers, err := siteSigners(state)
 	if err != nil {
 		return err
 	}
@@ -222,7 +223,7 @@ func verifyStored(st *images.Store, state string, d images.Digest) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := images.Open(envelope, key.Public().(ed25519.PublicKey)); err != nil {
+	if _, _, err := signers.Open(envelope); err != nil {
 		return err
 	}
 	return st.Verify(d)

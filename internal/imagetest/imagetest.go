@@ -37,7 +37,7 @@ type Options struct {
 // How long a machine that does nothing is waited for. Emulated on a busy host,
 // a boot that takes a second may take a minute.
 const (
-	startLimit = 12 * time.Minute // from power on to the installed system's report
+	startLimit = 20 * time.Minute // from power on to the installed system's report
 	deadLimit  = 3 * time.Minute  // of a machine that should find nothing to boot
 )
 
@@ -76,7 +76,11 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	}
 	want := map[inventory.NodeID]inventory.State{}
 	for _, f := range o.Firmware {
-		t.Machines = append(t.Machines, lab.TrialMachine{Name: inventory.NodeID(f), UEFI: f == UEFI})
+		m := lab.TrialMachine{Name: inventory.NodeID(f), Disk: "nvme", NIC: "e1000e"}
+		if f == UEFI {
+			m = lab.TrialMachine{Name: inventory.NodeID(f), UEFI: true, Disk: "sata"}
+		}
+		t.Machines = append(t.Machines, m)
 		want[inventory.NodeID(f)] = inventory.InService
 	}
 	if o.Tamper {

@@ -26,10 +26,14 @@ type Trial struct {
 	KVM      bool
 }
 
-// A TrialMachine has one disk, one network card and a Redfish BMC.
+// A TrialMachine has one disk, one network card and a Redfish BMC. The two are
+// of kinds that real machines have: an image whose initrd lacks their drivers
+// comes up on virtio all the same.
 type TrialMachine struct {
 	Name inventory.NodeID
 	UEFI bool
+	Disk string // nvme, sata; virtio when empty
+	NIC  string // QEMU device, such as e1000e; virtio when empty
 }
 
 // trialSite is the head of the site.yaml of a trial; classes have no cards.
@@ -122,8 +126,8 @@ func (l *Lab) trialMachine(i int, m TrialMachine, t Trial) error {
 	hw := &vbmc.Machine{
 		Name: name, Dir: filepath.Join(l.sockets, name), Serial: l.Console(m.Name), UEFI: m.UEFI, Memory: t.Memory, KVM: t.KVM,
 		Boot: vbmc.BootNetwork, Start: l.space.start,
-		NICs:  []vbmc.NIC{{MAC: mac, Tap: tapName(name)}},
-		Disks: []vbmc.Disk{{Path: l.Disk(m.Name), Serial: "LD" + serial}},
+		NICs:  []vbmc.NIC{{MAC: mac, Tap: tapName(name), Model: m.NIC}},
+		Disks: []vbmc.Disk{{Path: l.Disk(m.Name), Serial: "LD" + serial, NVMe: m.Disk == "nvme", SATA: m.Disk == "sata"}},
 		SMBIOS: vbmc.SMBIOS{Vendor: "QEMU", Product: "image test (simulated)", Serial: serial, BoardVendor: "QEMU", BoardProduct: "q35",
 			BoardSerial: "MB" + serial, ChassisSerial: "CH" + serial},
 	}

@@ -49,18 +49,21 @@ type Machine struct {
 	done chan struct{} // closed when cmd has ended
 }
 
-// A NIC is a virtio network card on a tap device that exists already. With an
-// empty Tap it is on no network (link up, nobody there).
+// A NIC is a network card on a tap device that exists already. With an empty
+// Tap it is on no network (link up, nobody there). OVMF boots from a virtio card
+// only: it has a driver for no other.
 type NIC struct {
-	MAC inventory.MAC
-	Tap string
+	MAC   inventory.MAC
+	Tap   string
+	Model string // QEMU device; virtio-net-pci when empty
 }
 
 // A Disk is a raw image file.
 type Disk struct {
 	Path   string
 	Serial string // as the guest sees it; virtio keeps 20 bytes
-	NVMe   bool   // else virtio-blk
+	NVMe   bool   // a drive of its own on PCIe
+	SATA   bool   // behind the board's AHCI controller; else virtio-blk
 }
 
 // A GPU is a display device that stands for a card, behind a root port with
@@ -160,7 +163,11 @@ func (m *Machine) Args(b Boot) []string {
 		if n.Tap == "" {
 			net = fmt.Sprintf("hubport,id=net%d,hubid=%d", i, i)
 		}
-		dev := fmt.Sprintf("virtio-net-pci,id=nic%d,netdev=net%d,mac=%s", i, i, n.MAC)
+		model := n.Model
+		if model == "" {
+			model = "virtio-net-pci"
+		}
+		dev := fmt.Sprintf("%s,id=nic%d,netdev=net%d,mac=%s", model, i, i, n.MAC)
 		if i == 0 {
 			dev += fmt.Sprintf(",bootindex=%d", nicIndex(b))
 		}
@@ -171,8 +178,11 @@ func (m *Machine) Args(b Boot) []string {
 	}
 	for i, d := range m.Disks {
 		dev := "virtio-blk-pci"
-		if d.NVMe {
+		switch {
+		case d.NVMe:
 			dev = "nvme"
+		case d.SATA:
+			dev = fmt.Sprintf("ide-hd,bus=ide.%d", i)
 		}
 		a = append(a,
 			"-drive", fmt.Sprintf("if=none,id=drive%d,format=raw,cache=writeback,discard=unmap,file=%s", i, d.Path),

@@ -257,3 +257,18 @@ func TestMachineThatCannotStart(t *testing.T) {
 		t.Fatalf("error %v, running %v; want what QEMU said", err, m.Running())
 	}
 }
+
+// TestArgsOfHardware: what a machine is made of is what QEMU is told.
+func TestArgsOfHardware(t *testing.T) {
+	m := &Machine{Name: "m", Dir: "/m", NICs: []NIC{{Model: "e1000e"}, {}}, Disks: []Disk{{Path: "/a", Serial: "A", SATA: true}, {Path: "/b", Serial: "B", NVMe: true}, {Path: "/c", Serial: "C"}}}
+	said := strings.Join(m.Args(BootDisk), " ")
+	for _, want := range []string{"-device e1000e,id=nic0,", "-device virtio-net-pci,id=nic1,", "-device ide-hd,bus=ide.0,id=disk0,", "-device nvme,id=disk1,", "-device virtio-blk-pci,id=disk2,", "-accel tcg,"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("no %q in %s", want, said)
+		}
+	}
+	m.KVM = true
+	if said := strings.Join(m.Args(BootDisk), " "); !strings.Contains(said, "-accel kvm ") || strings.Contains(said, "tcg") {
+		t.Error(said)
+	}
+}
