@@ -79,6 +79,17 @@ type Disk struct {
 	Removable  bool     `json:"removable,omitempty"`
 	InUse      bool     `json:"inUse,omitempty"`      // mounted, swap or held
 	Signatures []string `json:"signatures,omitempty"` // gpt, ext4, zfs_member, LVM2_member, ceph_bluestore, linux_raid_member, BitLocker
+	Erase      string   `json:"erase,omitempty"`      // best level of wipe that the drive itself offers: purge, secure, none; empty: not known
+}
+
+// Offers tells whether the drive itself can be wiped to a level, as far as is
+// known: the levels below secure are ours to do on any.
+func (d Disk) Offers(level string) bool {
+	want := slices.Index(WipeLevels, level)
+	if d.Erase == "" || want < slices.Index(WipeLevels, "secure") {
+		return true
+	}
+	return slices.Index(WipeLevels, d.Erase) >= want
 }
 
 // NIC is one network interface with a permanent address.

@@ -186,7 +186,7 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 			line("card", "%s %s at %s, link %s", dash(g.Slot), model, g.Address, width)
 		}
 		for _, d := range h.Disks {
-			line("disk", "%s %d GB %s (%s), found on it: %s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")))
+			line("disk", "%s %d GB %s (%s), found on it: %s%s", d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")), ownErase(d))
 		}
 	}
 	if was := n.Salvage; was != nil {
@@ -204,6 +204,9 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 		if t.Open() {
 			line("task", "%s: %s (%s)", t.ID, t, t.Why)
 		}
+	}
+	for _, w := range v.Wipes {
+		line("wiped", "certificate %s %s", w.ID, w.At.Local().Format("2006-01-02 15:04"))
 	}
 	for _, r := range v.Reports {
 		line("report", "%s %s %s", r.ID, r.Answer, r.At.Local().Format("2006-01-02 15:04"))
@@ -223,6 +226,14 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 		line("event", "%s", eventLine(e))
 	}
 	return w.Flush()
+}
+
+// ownErase says how a drive can erase itself.
+func ownErase(d inventory.Disk) string {
+	if d.Erase == "" {
+		return ""
+	}
+	return "; erases itself: " + d.Erase
 }
 
 // bootLine says what the machine asked, what it got, and why.
@@ -334,7 +345,7 @@ func diskLines(w io.Writer, n inventory.Node, targets []api.Target, spared []inv
 }
 
 func diskLine(w io.Writer, d inventory.Disk, what string) {
-	fmt.Fprintln(w, strings.Map(printable, fmt.Sprintf("  %-13s %s %d GB %s, %s, found on it: %s", what, d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")))))
+	fmt.Fprintln(w, strings.Map(printable, fmt.Sprintf("  %-13s %s %d GB %s, %s, found on it: %s%s", what, d.Name, d.Size/1e9, d.Model, d.DiskID, dash(strings.Join(d.Signatures, ", ")), ownErase(d))))
 }
 
 func newNodePower(o *options) *cobra.Command {

@@ -3,6 +3,8 @@ package disk
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -496,6 +498,53 @@ type readOnly struct{ *fakeNVMe }
 
 func (r readOnly) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
 func (r readOnly) WriteAt([]byte, int64) (int, error)    { return 0, unix.EIO }
+
+// What a drive offers is known before anything is approved.
+func TestOffers(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if got := Offers(file); got != "" {
+		t.Errorf("a file offers %q", got)
+	}
+	if Lost(file) || Settle(t.Context(), file, nil) != nil {
+		t.Error("a file is lost")
+	}
+	best := func(p port) string {
+		own, err := (&drive{port: p}).eraser(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return offered(own)
+	}
+	frozen := newATA(t, true)
+	frozen.id[wordSanitize] = 0
+	frozen.id[wordSecurity] |= securityFrozen
+	old := newATA(t, true)
+	old.id[wordSanitize] = 0
+	two := newNVMe(t)
+	two.others, two.fna = []uint32{2}, 1
+	for want, p := range map[string]port{
+		"purge": newNVMe(t), "none": two, "": frozen, "secure": old,
+	} {
+		if got := best(p); got != want {
+			t.Errorf("%T offers %q, want %q", p, got, want)
+		}
+	}
+	if got := best(newMedium(t)); got != "none" {
+		t.Errorf("a disk without a language offers %q", got)
+	}
+	// To look is to change nothing: not even a password of ours is taken away.
+	locked := newATA(t, true)
+	locked.password = ataPassword
+	locked.id[wordSecurity] |= securityEnabled
+	locked.powerCycle()
+	if best(locked); locked.password != ataPassword || locked.id[wordSecurity]&securityLocked == 0 {
+		t.Error("unlocked by a look")
+	}
+}
 
 func FuzzSense(f *testing.F) {
 	f.Add(fixedSense(2, 4, 0x1b))

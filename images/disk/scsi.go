@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Commands of SPC-4 and SBC-3.
@@ -94,8 +96,10 @@ func send(p port, c *scsiCommand) error {
 // RAID controller. Nil: it speaks no SCSI.
 func identifySCSI(p port, unlock bool) (eraser, error) {
 	inquiry := make([]byte, 96)
-	if err := send(p, &scsiCommand{cdb: []byte{scsiInquiry, 0, 0, 0, byte(len(inquiry)), 0}, data: inquiry}); err != nil {
+	if err := send(p, &scsiCommand{cdb: []byte{scsiInquiry, 0, 0, 0, byte(len(inquiry)), 0}, data: inquiry}); errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("ask the drive who it is: %w", err)
 	}
 	page := func(code byte) []byte {
 		b := make([]byte, 252)

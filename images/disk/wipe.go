@@ -146,7 +146,34 @@ func Lost(f *os.File) bool {
 	return err == nil && s.failed
 }
 
-// behind asks the drive behind f who it is; nil if that cannot be known.
+// Offers is the best level of wipe that the drive behind f offers itself, as a
+// word: purge, secure or none. It is empty where that cannot be known now: the
+// drive does not answer, or is frozen.
+func Offers(f *os.File) string {
+	d, own := behind(f, false)
+	if d == nil || !d.port.(blockPort).block {
+		return ""
+	}
+	return offered(own)
+}
+
+func offered(own eraser) string {
+	if own == nil {
+		return Level(0).String()
+	}
+	best := Level(0)
+	use, _, frozen := own.methods()
+	for _, m := range use {
+		best = max(best, m.level)
+	}
+	if frozen && best < Purge {
+		return ""
+	}
+	return best.String()
+}
+
+// behind asks the drive behind f who it is. No drive: that cannot be known; no
+// eraser: it has none.
 func behind(f *os.File, unlock bool) (*drive, eraser) {
 	i, err := f.Stat()
 	if err != nil {

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"smelt/images"
+	"smelt/images/disk"
 	"smelt/internal/api"
 	"smelt/internal/inspect"
 	"smelt/inventory"
@@ -128,6 +129,7 @@ func New(c Config) (*Agent, error) {
 	}
 	if c.System.Signatures == nil {
 		c.System.Signatures = signatures
+		c.System.Erase = disk.Offers
 	}
 	st, err := openState(c.StateDir)
 	if err != nil {

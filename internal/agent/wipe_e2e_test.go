@@ -72,6 +72,16 @@ func TestRAMSystemWipes(t *testing.T) {
 		t.Fatalf("no disk %s %s in %+v\n%s", serial, name, f.invs[0].Hardware.Disks, con)
 		return inventory.DiskID{}
 	}
+	// What each can erase by itself is known before anything is approved.
+	for _, d := range f.invs[0].Hardware.Disks {
+		want := "none"
+		if d.Bus == "nvme" {
+			want = "purge"
+		}
+		if d.Erase != want {
+			t.Errorf("%s (%s) offers %q, want %q", d.Name, d.DiskID, d.Erase, want)
+		}
+	}
 	n := 0
 	wipe := func(id inventory.DiskID, level string) api.Result {
 		t.Helper()

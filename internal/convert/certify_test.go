@@ -137,3 +137,21 @@ func TestFrozenDrive(t *testing.T) {
 	}
 	h.reach(a.id, inventory.Imaging)
 }
+
+// What a drive cannot do is said when its wipe is approved, not after the
+// machine was restarted for it.
+func TestDriveOffersLess(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true})
+	a := h.boots(0)
+	a.hw.Disks[0].Erase = "secure"
+	a.ok(a.enrol())
+	a.ok(h.c.Inspected(t.Context(), a.agent, convert.Inspection{Hardware: a.hw}))
+	h.reach(a.id, inventory.Inspected)
+	for _, verb := range []string{"approve", "wipe"} {
+		err := h.do(a.id, verb, map[string]string{"wipe": "purge"})
+		if err == nil || !strings.Contains(err.Error(), "cannot be wiped to purge, the drive's own erase reaches secure") {
+			t.Errorf("%s: %v", verb, err)
+		}
+	}
+	h.must(a.id, "approve", map[string]string{"wipe": "secure"})
+}

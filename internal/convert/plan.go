@@ -24,6 +24,7 @@ type approval struct {
 	force   string   // reason to convert against the verdict
 	seen    string   // digest of the hardware that whoever approves looked at
 	only    bool     // wipe it and retire it
+	level   string   // of the wipe, decided
 }
 
 func approvalOf(id string, node inventory.NodeID, p map[string]string) approval {
@@ -64,6 +65,7 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	if !slices.Contains(inventory.WipeLevels, p.Wipe) {
 		return inventory.Plan{}, fmt.Errorf("wipe %q: want one of %s", p.Wipe, strings.Join(inventory.WipeLevels, ", "))
 	}
+	a.level = p.Wipe
 	if a.only {
 		var err error
 		if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, inventory.DiskRule{}, 0); err != nil {
@@ -170,6 +172,9 @@ func choose(disks []inventory.Disk, a approval, rule inventory.DiskRule, size in
 			if !slices.Contains(a.allow, s) {
 				return target, nil, fmt.Errorf("its %s carries %s: if that may be destroyed, give allow=%s", d.DiskID, s, s)
 			}
+		}
+		if level := a.level; !d.Offers(level) {
+			return target, nil, fmt.Errorf("its %s cannot be wiped to %s, the drive's own erase reaches %s: give wipe=overwrite, or take it out and destroy it", d.DiskID, level, d.Erase)
 		}
 		wipe = append(wipe, d.DiskID)
 	}

@@ -35,11 +35,11 @@ func (s System) Disks() []inventory.Disk {
 		parts := s.partitions(name)
 		d.InUse = s.inUse(used, name) || slices.ContainsFunc(parts, func(p string) bool { return s.inUse(used, p) })
 		if s.Signatures != nil {
-			sigs, err := s.signatures(d)
-			if err != nil {
-				sigs = append(sigs, Unreadable)
+			a := s.ask(d)
+			if a.err != nil {
+				a.sigs = append(a.sigs, Unreadable)
 			}
-			d.Signatures = sigs
+			d.Signatures, d.Erase = a.sigs, a.erase
 		}
 		out = append(out, d)
 	}
@@ -199,26 +199,33 @@ func (s System) partitions(disk string) []string {
 // retries, and the machine must be heard of before that.
 const lookFor = 20 * time.Second
 
-func (s System) signatures(d inventory.Disk) ([]string, error) {
+// answer is what a disk says of itself.
+type answer struct {
+	sigs  []string
+	err   error // of reading them
+	erase string
+}
+
+func (s System) ask(d inventory.Disk) answer {
 	f, err := os.Open(s.path("dev", d.Name))
 	if err != nil {
-		return nil, err
-	}
-	type answer struct {
-		sigs []string
-		err  error
+		return answer{err: err}
 	}
 	c := make(chan answer, 1)
 	go func() {
 		defer f.Close() // the read may outlive us; so does its file
-		sigs, err := s.Signatures(f, d.Size)
-		c <- answer{sigs, err}
+		var a answer
+		if s.Erase != nil {
+			a.erase = s.Erase(f)
+		}
+		a.sigs, a.err = s.Signatures(f, d.Size)
+		c <- a
 	}()
 	select {
 	case a := <-c:
-		return a.sigs, a.err
+		return a
 	case <-time.After(lookFor):
-		return nil, fmt.Errorf("no answer within %v", lookFor)
+		return answer{err: fmt.Errorf("no answer within %v", lookFor)}
 	}
 }
 

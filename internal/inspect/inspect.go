@@ -25,6 +25,9 @@ type System struct {
 	Root string // "" or "/" is this machine
 	// Signatures names what is on a disk and its partitions; nil finds nothing.
 	Signatures func(r io.ReaderAt, size int64) ([]string, error)
+	// Erase asks a drive for the best level of wipe that it offers itself, ""
+	// if that cannot be known; nil asks none.
+	Erase func(dev *os.File) string
 	// PermanentMAC asks the driver of a card for its burnt-in address; nil
 	// takes the current one.
 	PermanentMAC func(card string) (inventory.MAC, error)
