@@ -25,6 +25,7 @@ const (
 	KindTask      Kind = "task"      // a task opened or closed; Task is its id
 	KindReport    Kind = "report"    // Report filed; Passed set when it is a PASS
 	KindAlarm     Kind = "alarm"     // something a human should know; changes nothing
+	KindOnce      Kind = "once"      // Once: what it boots next, once; without one: that is over
 	KindStep      Kind = "step"      // evidence inside a state (a permit used, a chunk map verified)
 )
 
@@ -56,6 +57,7 @@ type Event struct {
 	Task     string     `json:"task,omitempty"`
 	Report   string     `json:"report,omitempty"`
 	Passed   *Passed    `json:"passed,omitempty"`
+	Once     *Once      `json:"once,omitempty"`
 	Image    string     `json:"image,omitempty"` // with a move to BurningIn: digest it started from
 }
 
@@ -166,6 +168,15 @@ func (n Node) apply(e Event) (Node, error) {
 			return n, fmt.Errorf("a PASS of report %q with report %q", e.Passed.Report, e.Report)
 		}
 		n.Report, n.Passed = e.Report, e.Passed
+	case KindOnce:
+		if e.Once != nil {
+			if err := n.mayBootOnce(*e.Once, e.At); err != nil {
+				return n, err
+			}
+		} else if n.Once == nil {
+			return n, errors.New("nothing was asked of it to boot once")
+		}
+		n.Once = e.Once
 	case KindTask, KindAlarm, KindStep:
 		// kept as history only
 	default:
@@ -230,6 +241,19 @@ func (n Node) move(e Event) (Node, error) {
 		if err := n.destructible(e.To); err != nil {
 			return n, err
 		}
+	case Starting:
+		if n.State == Approved {
+			if n.Plan == nil || n.Plan.Root != RootRAM {
+				return n, errors.New("nothing was written to its disk yet")
+			}
+			if err := n.Convertible(); err != nil {
+				return n, err
+			}
+			n.Image, n.Passed = "", nil
+		}
+		if n.Plan != nil {
+			n.Root = n.Plan.Root
+		}
 	case Joining, InService:
 		if n.Hardware == nil || n.Image == "" || n.Passed == nil ||
 			n.Passed.Hardware != n.Hardware.Digest() || n.Passed.Image != n.Image {
@@ -272,6 +296,9 @@ func (n Node) move(e Event) (Node, error) {
 		n.Joined = true // from the first word to the cluster: nobody knows when it heard it
 	case n.State == Leaving && e.To == Inspected, Table[e.To].Terminal():
 		n.Joined = false
+	}
+	if n.Once != nil && !n.Once.outlives(e.To) {
+		n.Once = nil
 	}
 	n.State, n.Since, n.Note = e.To, e.At, ""
 	n.Deadline = deadline(e)

@@ -15,6 +15,7 @@ type Spec struct {
 	Watts    float64  `json:"watts,omitempty"` // nameplate, for power grants
 	Protect  bool     `json:"protect,omitempty"`
 	Image    string   `json:"image,omitempty"` // name or digest; from the class when empty
+	Root     string   `json:"root,omitempty"`  // RootRAM, or empty for a disk
 	Profile  string   `json:"profile,omitempty"`
 	Target   string   `json:"target,omitempty"`
 }
@@ -39,6 +40,8 @@ type Node struct {
 	Report   string    `json:"report,omitempty"`  // id of the last burn-in report
 	Passed   *Passed   `json:"passed,omitempty"`  // last PASS, for which hardware and image
 	Image    string    `json:"image,omitempty"`   // digest on its disk, once started from it
+	Root     string    `json:"root,omitempty"`    // RootRAM: it runs Image from memory and loads it at each start
+	Once     *Once     `json:"once,omitempty"`    // what an operator asked it to boot once
 	Joined   bool      `json:"joined,omitempty"`  // a cluster may send it jobs: from joining until it left
 	Power    PowerFact `json:"power"`
 	Note     string    `json:"note,omitempty"` // what exactly it waits for inside the state
@@ -64,6 +67,8 @@ func (n Node) Convertible() error {
 		return refusal("nobody approved it")
 	case n.State != Approved && n.State != Wiping && n.State != Imaging:
 		return refusal("it is " + n.State.String())
+	case n.Plan.Root == RootRAM && n.State != Approved:
+		return refusal("its plan writes no disk")
 	case n.Hardware == nil:
 		return refusal("it was never inspected")
 	case n.Hardware.Digest() != n.Plan.Hardware:

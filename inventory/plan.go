@@ -20,12 +20,20 @@ type Plan struct {
 	Disks     []DiskID `json:"disks"`
 	Target    DiskID   `json:"target"`             // the disk the image goes to
 	ReadBack  bool     `json:"readBack,omitempty"` // read the whole disk again after writing
+	Root      string   `json:"root,omitempty"`     // RootRAM: the image runs from memory, and no disk is named; empty: from Target
+	Start     string   `json:"start,omitempty"`    // StartKexec: the first start goes past the firmware; empty: by a restart
 	Cluster   string   `json:"cluster,omitempty"`
 	Hardware  string   `json:"hardware"` // Hardware.Digest at approval
 	Allow     []string `json:"allow,omitempty"`
 	WipeOnly  bool     `json:"wipeOnly,omitempty"` // wipe it, and retire it: nothing is written afterwards
 	Digest    string   `json:"digest"`
 }
+
+// Where a system runs from, and how it is started first.
+const (
+	RootRAM    = "ram"
+	StartKexec = "kexec"
+)
 
 // Seal fills Digest from the other fields.
 func (p Plan) Seal() Plan {
@@ -49,6 +57,12 @@ func (p Plan) Check() error {
 		return errors.New("the plan names no run or no image, or an image for a node that is only wiped")
 	case p.Hardware == "":
 		return errors.New("the plan does not say for which hardware it was made")
+	case p.Root == RootRAM && (len(p.Disks) > 0 || p.Target != DiskID{} || p.WipeOnly):
+		return errors.New("the plan runs the image from memory and names a disk all the same")
+	case p.Root == RootRAM:
+		return nil
+	case p.Root != "":
+		return fmt.Errorf("the plan says that the system runs from %q", p.Root)
 	case len(p.Disks) == 0:
 		return errors.New("the plan names no disk")
 	case !slices.Contains(p.Disks, p.Target):

@@ -114,7 +114,7 @@ var Table = map[State]Waiting{
 	},
 	Approved: {
 		For: "a power grant, a start slot, and its boot into the installer", Actor: "system", Deadline: 2 * time.Hour,
-		Next: []State{Wiping, NeedsWork, Inspected},
+		Next: []State{Wiping, Starting, NeedsWork, Inspected}, // Starting: a plan that writes no disk
 		Try:  "smelt power status; smelt node console NODE",
 	},
 	Wiping: {
@@ -128,9 +128,9 @@ var Table = map[State]Waiting{
 		Try:  "smelt node console NODE; a power-cycle is safe, writing resumes",
 	},
 	Starting: {
-		For: "the installed system to report from its own disk", Actor: "agent", Deadline: 30 * time.Minute,
+		For: "the installed system to report from its own disk, or from its memory", Actor: "agent", Deadline: 30 * time.Minute,
 		Next: []State{BurningIn, NeedsWork},
-		Try:  "look at its screen: it should boot from its own disk",
+		Try:  "look at its screen: it should boot from its own disk, or from the network where its class says root: ram",
 	},
 	BurningIn: {
 		For: "burn-in to finish", Actor: "agent", Deadline: 26 * time.Hour,

@@ -29,6 +29,7 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 		out.Classes[name] = convert.Class{
 			Name: c.Name, Image: c.Image, Profile: c.Profile, Target: c.Target, Wipe: c.Wipe, Disk: c.Disk, ReadBack: c.ReadBack, MinLinkWidth: c.MinLinkWidth,
 			GPUs: c.GPUs, GPUModel: c.GPUModel, Slots: c.Slots, Watts: c.Watts, Boot: pxe.Path(c.Boot), MayFail: c.MayFail,
+			Root: c.Root, Start: c.Start,
 		}
 		if c.ApproveRule {
 			out.AutoOK = append(out.AutoOK, name)

@@ -54,6 +54,7 @@ const (
 	OrderInspect = "inspect" // look again and post Inventory
 	OrderWipe    = "wipe"    // Permit, Wipe
 	OrderImage   = "image"   // Permit, Image
+	OrderRAM     = "ram"     // RAM: load an image into memory and run it; no disk is touched
 	OrderReboot  = "reboot"  // in-band: sync and reboot (machines without power control)
 	OrderOff     = "off"     // in-band: sync and power off
 	OrderBurnin  = "burnin"  // Burnin
@@ -71,6 +72,7 @@ type Order struct {
 	Permit *inventory.SignedPermit `json:"permit,omitempty"`
 	Wipe   *WipeOrder              `json:"wipe,omitempty"`
 	Image  *ImageOrder             `json:"image,omitempty"`
+	RAM    *RAMOrder               `json:"ram,omitempty"`
 	Burnin *BurninOrder            `json:"burnin,omitempty"`
 	Join   *join.Grant             `json:"join,omitempty"`
 }
@@ -92,6 +94,13 @@ type ImageOrder struct {
 
 	Mirrors []string `json:"mirrors,omitempty"` // image stores that are asked before Base; not trusted either
 	Swarm   bool     `json:"swarm,omitempty"`   // other nodes may be asked: PathSwarm says which
+}
+
+// RAMOrder says what to run in memory, and what to leave in it.
+type RAMOrder struct {
+	Manifest string  `json:"manifest"` // digest, as in ImageOrder
+	Base     string  `json:"base"`
+	Handoff  Handoff `json:"handoff"`
 }
 
 // Handoff is written into the installed system as /var/lib/smelt/agent.json (0600).

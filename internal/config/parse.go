@@ -352,6 +352,16 @@ func (p *parser) classes(raw []rawClass) {
 			Disk:     inventory.DiskRule{Bus: r.Disk.Bus.v, Model: r.Disk.Model.v, Smallest: r.Disk.Pick.v == "smallest"},
 			ReadBack: r.Read.v == "all",
 			Slots:    map[string]string{}, Boot: r.Boot.v, ApproveRule: r.Approve.v == "rule",
+			Root: rootOf(r.Root.v),
+		}
+		if r.Start.v == inventory.StartKexec {
+			c.Start = r.Start.v
+		}
+		if c.Root == inventory.RootRAM && r.Start.v != "" {
+			p.fail(r.Start.at, "leave start out", "a system that runs from memory is started from the network each time")
+		}
+		if c.Root == inventory.RootRAM && r.Wipe.v != "" {
+			p.fail(r.Wipe.at, "leave wipe out", "a system that runs from memory wipes no disk")
 		}
 		p.unique(where, r.Name.at, "class", c.Name)
 		p.positive(r.Watts, "watts")
@@ -377,6 +387,15 @@ func (p *parser) classes(raw []rawClass) {
 	}
 }
 
+// rootOf is where a system runs from in the words of a plan, which has none for
+// a disk.
+func rootOf(word string) string {
+	if word == inventory.RootRAM {
+		return inventory.RootRAM
+	}
+	return ""
+}
+
 func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 	classes := slices.Sorted(maps.Keys(p.site.Classes))
 	names, macs, addrs, serials, places, outlets := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}
@@ -385,8 +404,11 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 		n := Node{Spec: inventory.Spec{
 			Position: inventory.Position(r.Position.v), Class: r.Class.v, Serial: r.Serial.v,
 			Circuit: p.refer(r.Circuit, "circuit", circuits), Watts: class.Watts, Protect: r.Protect.v,
-			Image: class.Image, Profile: class.Profile, Target: class.Target,
+			Image: class.Image, Profile: class.Profile, Target: class.Target, Root: class.Root,
 		}}
+		if r.Root.v != "" {
+			n.Root = rootOf(r.Root.v)
+		}
 		if r.Name.v != "" {
 			id, err := inventory.ParseNodeID(r.Name.v)
 			if err != nil {

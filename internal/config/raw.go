@@ -120,6 +120,8 @@ type rawClass struct {
 	Slots   map[string]text `yaml:"slots" doc:"PCI address of a port or card: label a technician can find"`
 	MayFail []text          `yaml:"mayFail" doc:"systemd units of the image whose failure burn-in accepts"`
 	Boot    text            `yaml:"boot" enum:"uki shim ipxe" doc:"uki: signed with the site's Secure Boot key; shim: vendors' keys, by Debian's shim and GRUB; ipxe: no Secure Boot; whatever the firmware takes (default)"`
+	Root    text            `yaml:"root" enum:"disk ram" doc:"disk (default): the image is written to a disk; ram: it runs from memory, is loaded at each start, and no disk is touched"`
+	Start   text            `yaml:"start" enum:"restart kexec" doc:"restart (default): the installed system is started through the firmware; kexec: straight from the installer, and through the firmware once before it joins"`
 	Approve text            `yaml:"approve" enum:"operator rule" doc:"operator (default), or rule: nodes whose verdict is convert are approved without a person"`
 }
 
@@ -152,6 +154,7 @@ type rawNode struct {
 	Image    text     `yaml:"image" doc:"image, when it differs from its class"`
 	Profile  text     `yaml:"profile" doc:"burn-in profile, when it differs from its class"`
 	Target   text     `yaml:"target" doc:"triage target, when it differs from its class"`
+	Root     text     `yaml:"root" enum:"disk ram" doc:"where its system runs from, when it differs from its class"`
 	Power    rawPower `yaml:"power" doc:"how it is switched; a person does it when left out"`
 }
 

@@ -132,6 +132,8 @@ type Class struct {
 	Slots        map[string]string
 	MayFail      []string // units of the image whose failure burn-in accepts
 	Boot         string   // uki, shim, ipxe: how its firmware is to boot; empty: as it can
+	Root         string   // ram: its nodes run the image from memory; empty: from a disk
+	Start        string   // kexec: the first start goes past the firmware; empty: by a restart
 	ApproveRule  bool     // approved without a person when the verdict is convert
 }
 

@@ -20,7 +20,9 @@ const (
 	modeInspect   = "inspect"
 	modeConvert   = "convert"
 	modeInstalled = "installed"
-	modeHold      = "hold" // nothing: it waits
+	modeRAM       = "ram"    // loads the image into memory and runs it
+	modeRescue    = "rescue" // an operator's, by ssh
+	modeHold      = "hold"   // nothing: it waits
 )
 
 const (
@@ -93,7 +95,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if m.Stage != pxe.AskAddress && mode != modeHold {
 		served := "its own disk"
 		if mode != "" {
-			served = "the RAM system to " + mode
+			served = servedFor(mode)
 		}
 		quarantined, err := c.guardScript(ctx, n, m, served)
 		if err != nil {
@@ -139,8 +141,19 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	return b, nil
 }
 
-// bootMode says what a machine may boot now: inspect, convert, "" for its own
-// disk, or hold for nothing, and why.
+// servedFor says what a machine gets, for people.
+func servedFor(mode string) string {
+	switch mode {
+	case modeRAM:
+		return "its system, to run in memory"
+	case modeRescue:
+		return "the RAM system for an operator"
+	}
+	return "the RAM system to " + mode
+}
+
+// bootMode says what a machine may boot now: inspect, convert, ram, "" for its
+// own disk, or hold for nothing, and why.
 func (c *Conductor) bootMode(ctx context.Context, n inventory.Node) (mode, why string, err error) {
 	name := "node " + string(n.ID)
 	switch n.State {
@@ -152,6 +165,9 @@ func (c *Conductor) bootMode(ctx context.Context, n inventory.Node) (mode, why s
 		}
 		// What is on its disk is proven or repaired from there.
 		if f := n.Failure; f != nil && f.Step >= inventory.Starting && f.Step <= inventory.Leaving {
+			if runsInRAM(n) {
+				return modeRAM, name + " needs work: " + f.Cause + "; its system, in memory", nil
+			}
 			return "", name + " needs work: " + f.Cause, nil
 		}
 		return modeInspect, name + " needs work: inspection", nil
@@ -171,7 +187,13 @@ func (c *Conductor) bootMode(ctx context.Context, n inventory.Node) (mode, why s
 				return modeInspect, name + " is approved and waits for its turn: inspection", nil
 			}
 		}
+		if n.Plan.Root == inventory.RootRAM {
+			return modeRAM, name + " is " + n.State.String() + ": its system, in memory", nil
+		}
 		return modeConvert, name + " is " + n.State.String() + ": installer", nil
+	}
+	if runsInRAM(n) {
+		return modeRAM, name + " is " + n.State.String() + ": its system, in memory", nil
 	}
 	// Starting and everything after it, and what nobody wants touched.
 	return "", name + " is " + n.State.String(), nil

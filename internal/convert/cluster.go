@@ -42,7 +42,7 @@ func (t *turn) joining() error {
 	if h.mark(markPrepared) == nil {
 		return t.prepare()
 	}
-	if h.mark(markDaemon) == nil {
+	if !h.daemon() {
 		t.note("waits for its agent to start the cluster's daemon")
 		return nil
 	}

@@ -57,6 +57,8 @@ type Class struct {
 	Slots        map[string]string // PCI address of a port or GPU -> label a technician can find
 	Watts        float64
 	MayFail      []string // units of the image whose failure burn-in accepts
+	Root         string   // inventory.RootRAM, or empty for a disk
+	Start        string   // inventory.StartKexec, or empty for a restart
 	Boot         pxe.Path // how its firmware is to boot; empty: as it can
 }
 
@@ -124,12 +126,14 @@ type Session struct {
 // long) therefore asks for the order again instead of reporting a failure.
 type Order struct {
 	ID      string
-	Kind    string // wait inspect wipe image reboot off burnin join
+	Kind    string // wait inspect wipe image ram kexec rescue reboot off burnin join
 	Fence   uint64
 	Why     string
 	Permit  *inventory.SignedPermit
 	Plan    *inventory.Plan // wipe, image
-	Handoff *Handoff        // image
+	Image   string          // ram: manifest digest
+	Once    *inventory.Once // rescue
+	Handoff *Handoff        // image, ram
 	Report  string          // burnin
 	Profile *burnin.Profile // burnin
 	Subject *burnin.Subject // burnin

@@ -75,20 +75,26 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 	if mine == fenceOther {
 		return Session{}, fmt.Errorf("enrol node %s: %w: the nonce is from an earlier boot", n.ID, ErrRefused)
 	}
-	if nonce.Mode == modeConvert {
-		if err := c.mayConvert(t, id, hw); err != nil {
-			return Session{}, err
-		}
+	switch nonce.Mode {
+	case modeConvert:
+		err = c.mayConvert(t, id, hw)
+	case modeRAM:
+		err = c.mayLoad(t, id, hw)
+	}
+	if err != nil {
+		return Session{}, err
 	}
 	if mine == fenceOld {
 		t.add(inventory.Event{Kind: inventory.KindFence, Actor: "agent", Fence: n.Fence + 1, Reason: nonce.Mode + " boot",
-			Evidence: map[string]string{"agent": fp, "addr": e.Addr, "identity": string(id.Match), "agree": factNames(id)}})
+			Evidence: map[string]string{"agent": fp, "addr": e.Addr, "identity": string(id.Match), "agree": factNames(id), "mode": nonce.Mode, "hardware": hw.Digest()}})
 	}
 	switch {
 	case n.State == inventory.Expected:
 		t.move(inventory.Discovered, "its agent enrolled", nil)
 	case nonce.Mode == modeConvert && n.State == inventory.Approved:
 		t.move(inventory.Wiping, "it started the installer; identity "+string(id.Match)+" by "+factNames(id), map[string]string{"agent": fp, "addr": e.Addr})
+	case nonce.Mode == modeRAM && n.State == inventory.Approved:
+		t.loads("identity "+string(id.Match)+" by "+factNames(id), map[string]string{"agent": fp, "addr": e.Addr})
 	}
 	if err := t.close(pressed, "agent", "it started"); err != nil {
 		return Session{}, err
@@ -152,6 +158,9 @@ func notHere(n inventory.Node, nonce store.Nonce, hw inventory.Hardware) string 
 	}
 	if !found {
 		return "its boot was asked for by " + nonce.MAC.String() + ", which is no address of this machine"
+	}
+	if nonce.Mode == modeRAM && loadsInRAM(n) {
+		return ""
 	}
 	switch n.State {
 	case inventory.Expected, inventory.Discovered, inventory.Inspected, inventory.NeedsWork,

@@ -63,6 +63,8 @@ type layout struct {
 	Auto    bool
 	Bare    bool     // site.yaml names machines by their MAC alone
 	boot    pxe.Path // of their class
+	root    string   // of their class
+	start   string   // of their class
 	Dead    bool     // the machines never reach the boot server: the test is the agent
 	Feed    float64  // amps at 230 V; 0: no power tree
 	Cards   []string // models of the machines' cards; the last is that of all others, RTX 3090 if there is none
@@ -91,7 +93,7 @@ func (l layout) site() convert.Site {
 	s := convert.Site{
 		Name: "test", Lab: true, MaxActive: l.Max, Cluster: "test", Server: agents, Pin: l.pin, ImageURL: "http://" + l.Listen,
 		Classes: map[string]convert.Class{"rig": {Name: "rig", Image: "ai-node", Profile: "sim", Wipe: "discard", Target: "slurm-batch",
-			GPUs: 1, MinLinkWidth: 8, Watts: 1000, Boot: l.boot}},
+			GPUs: 1, MinLinkWidth: 8, Watts: 1000, Boot: l.boot, Root: l.root, Start: l.start}},
 		Profiles: map[string]burnin.Profile{"sim": {Name: "sim", Version: 1, Limit: time.Minute, Checks: []burnin.Spec{
 			{ID: burnin.CPU, Required: true, Deadline: time.Minute},
 			{ID: burnin.GPUPresence, Required: true, Deadline: time.Minute},

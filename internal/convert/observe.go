@@ -113,7 +113,7 @@ func (t *turn) installedSays(f found, hw inventory.Hardware) error {
 			return err
 		}
 		t.add(inventory.Event{Kind: inventory.KindMoved, Actor: system, To: inventory.BurningIn, Image: f.Image,
-			Reason: "it started from its own disk", Evidence: map[string]string{"addr": f.Addr}})
+			Reason: "it started from " + t.place(), Evidence: map[string]string{"addr": f.Addr}})
 		return nil
 	}
 	if t.n.Hardware != nil && t.n.Hardware.Digest() == hw.Digest() {
@@ -144,6 +144,9 @@ func (t *turn) result(o store.Observation) error {
 		return nil
 	}
 	t.consume(o)
+	if r.Fence == t.n.Fence && (r.Mode == modeRAM || r.Order == rejoinID(t.n)) {
+		return t.loaded(r)
+	}
 	if r.Fence != t.n.Fence || r.Order != orderID(t.n) {
 		return nil // of an earlier boot or an earlier entry into this state
 	}

@@ -98,6 +98,8 @@ func (t *turn) order(a store.Agent) (Order, error) {
 		case inventory.Starting, inventory.Approved, inventory.Discovered, inventory.Inspected:
 			return t.rebootOrder(o, wait)
 		}
+	case modeRAM:
+		return t.ramOrder(o, wait)
 	case modeInstalled:
 		return t.installedOrder(o, wait)
 	}
@@ -289,6 +291,9 @@ func (c *Conductor) UsePermit(ctx context.Context, a store.Agent, id string) err
 
 func (t *turn) installedOrder(o Order, wait func(string) (Order, error)) (Order, error) {
 	n := t.n
+	if again, err := t.rejoinOrder(&o); again || err != nil {
+		return o, err
+	}
 	switch n.State {
 	case inventory.Starting:
 		o.Kind = orderInspect
@@ -315,7 +320,7 @@ func (t *turn) installedOrder(o Order, wait func(string) (Order, error)) (Order,
 		if err != nil {
 			return Order{}, err
 		}
-		if t.Join == nil || h.mark(markPrepared) == nil || h.mark(markDaemon) != nil {
+		if t.Join == nil || h.mark(markPrepared) == nil || h.daemon() {
 			return wait("the cluster is being told")
 		}
 		if why := t.unproven(h); why != "" {

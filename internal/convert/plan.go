@@ -96,6 +96,10 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 	if got := n.Hardware.Firmware.Arch; got != "" && got != v.arch {
 		return inventory.Plan{}, fmt.Errorf("image %s is for %s, it is %s", p.ImageName, v.arch, got)
 	}
+	if p.Root = cmp.Or(n.Spec.Root, class.Root); p.Root == inventory.RootRAM {
+		return t.planRAM(p, v.digest)
+	}
+	p.Start = class.Start
 	p.ReadBack = class.ReadBack
 	if p.Target, p.Disks, err = choose(n.Hardware.Disks, a, class.Disk, v.size); err != nil {
 		return inventory.Plan{}, err

@@ -8,7 +8,6 @@ import (
 	"smelt/burnin"
 	"smelt/internal/store"
 	"smelt/inventory"
-	"smelt/power"
 )
 
 // reportID names the report of one entry into burn-in.
@@ -43,7 +42,7 @@ func (t *turn) burningIn() error {
 		t.note("there is no burn-in profile %q: put it back into site.yaml", p.Name)
 		return nil
 	}
-	return t.watch(power.Disk)
+	return t.watch(t.device())
 }
 
 // reVerifying is burn-in for a node in service: the cluster gives it no new

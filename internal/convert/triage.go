@@ -22,6 +22,9 @@ func (t *turn) verdict(hw inventory.Hardware) inventory.Verdict {
 		return inventory.Verdict{Target: name, Answer: triage.Unknown,
 			Reasons: []inventory.Reason{{Item: "target", Got: name, Fix: "check the target in site.yaml: " + err.Error()}}}
 	}
+	if cmp.Or(t.n.Spec.Root, class.Root) == inventory.RootRAM {
+		target.Disk = 0 // it needs none
+	}
 	return triage.Judge(hw, target, triage.Expect{
 		GPUs: class.GPUs, GPUModel: class.GPUModel, MinLinkWidth: class.MinLinkWidth, Slots: class.Slots,
 		Images: t.imageStacks(),

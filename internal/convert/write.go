@@ -25,9 +25,13 @@ func (t *turn) approved() error {
 		t.again(10 * time.Second)
 		return nil
 	}
-	done, err := t.restart(power.Network, "into the installer")
+	into := "the installer"
+	if t.n.Plan.Root == inventory.RootRAM {
+		into = "its system in memory"
+	}
+	done, err := t.restart(power.Network, "into "+into)
 	if done && err == nil && !t.dirty() {
-		t.note("waits for the installer to start on it")
+		t.note("waits for %s to start on it", into)
 	}
 	return err
 }
@@ -142,7 +146,7 @@ func (t *turn) writeTask(r reported) inventory.Task {
 // starting restarts the machine from its own disk and waits for the installed
 // system to report.
 func (t *turn) starting() error {
-	done, err := t.restart(power.Disk, "from its own disk")
+	done, err := t.restart(t.device(), "from "+t.place())
 	if err != nil || !done || t.dirty() {
 		return err
 	}
@@ -150,5 +154,5 @@ func (t *turn) starting() error {
 		t.note("waits for the installed system to report")
 		return nil
 	}
-	return t.watch(power.Disk)
+	return t.watch(t.device())
 }

@@ -162,12 +162,9 @@ func (s *Server) wire(a store.Agent, o convert.Order) api.Order {
 		out.Wipe = &api.WipeOrder{Level: o.Plan.Wipe, Disks: o.Plan.Disks, Allow: o.Plan.Allow}
 	case o.Kind == api.OrderImage && o.Plan != nil:
 		out.Image = &api.ImageOrder{Manifest: o.Plan.Image, Base: s.ImageURL, Target: o.Plan.Target, ReadBack: o.Plan.ReadBack, Mirrors: s.mirrors(a.Node), Swarm: s.Swarm.Tracker != nil}
-		if h := o.Handoff; h != nil {
-			out.Image.Handoff = api.Handoff{
-				Node: a.Node, Server: s.AgentURL, Pin: s.Pin, SiteKey: s.SiteKey,
-				Session: h.Session, Expires: h.Expires, Image: o.Plan.Image, Fence: h.Fence,
-			}
-		}
+		out.Image.Handoff = s.handoff(a, o, o.Plan.Image)
+	case o.Kind == api.OrderRAM:
+		out.RAM = &api.RAMOrder{Manifest: o.Image, Base: s.ImageURL, Handoff: s.handoff(a, o, o.Image)}
 	case o.Kind == api.OrderBurnin && o.Profile != nil:
 		out.Burnin = &api.BurninOrder{Report: o.Report, Profile: *o.Profile, Lab: s.Lab}
 		if o.Subject != nil {
@@ -175,6 +172,17 @@ func (s *Server) wire(a store.Agent, o convert.Order) api.Order {
 		}
 	}
 	return out
+}
+
+// handoff is what the system made of an image starts with.
+func (s *Server) handoff(a store.Agent, o convert.Order, image string) api.Handoff {
+	if o.Handoff == nil {
+		return api.Handoff{}
+	}
+	return api.Handoff{
+		Node: a.Node, Server: s.AgentURL, Pin: s.Pin, SiteKey: s.SiteKey,
+		Session: o.Handoff.Session, Expires: o.Handoff.Expires, Image: image, Fence: o.Handoff.Fence,
+	}
 }
 
 func (s *Server) inventory(w http.ResponseWriter, r *http.Request, a store.Agent) {
