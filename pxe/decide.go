@@ -104,7 +104,7 @@ func choose(q question) choice {
 	var rungs []rung
 	var missing, better []string // of all rungs; of those above the first that is there
 	for _, r := range l.rungs {
-		if q.action == Local && r.path == UKI {
+		if (q.action == Local || q.action == Program) && r.path == UKI {
 			continue // it starts nothing but a RAM system
 		}
 		if i := slices.IndexFunc(r.files, func(f string) bool { return !q.has(f) }); i >= 0 {

@@ -142,6 +142,14 @@ func grubFor(b Boot, base string, orders []string) (string, error) {
 		// the firmware: that may stop at its menu, or try every other card.
 		g.line("if search --no-floppy --file --set=root /EFI/BOOT/BOOTX64.EFI; then if chainloader /EFI/BOOT/BOOTX64.EFI; then boot; fi; fi")
 		g.line("exit")
+	case Program:
+		// Only where firmware or shim vouches for it.
+		args := ""
+		for _, a := range b.Args {
+			args += " " + grubQuote(value(a).token())
+		}
+		g.line("if chainloader " + file(b.EFI) + args + "; then boot; fi")
+		g.echo("this machine's Secure Boot may know no key of the program: switch it off for it, or enrol the site's")
 	case Hold:
 		if more := b.wait() - retryAfter; more > 0 { // beyond what grub.cfg waits
 			g.line(fmt.Sprintf("sleep %d", more))

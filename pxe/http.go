@@ -229,10 +229,14 @@ func (s *Server) askFor(ctx context.Context, m *Machine, now time.Time) (Boot, e
 
 // complete reports what b needs and is not served.
 func (s *Server) complete(b Boot) error {
-	if b.Action != Kernel {
-		return nil
+	var names []string
+	switch b.Action {
+	case Kernel:
+		names = append([]string{b.Kernel}, b.Initrd...)
+	case Program:
+		names = []string{b.BIOS, b.EFI}
 	}
-	for _, name := range append([]string{b.Kernel}, b.Initrd...) {
+	for _, name := range names {
 		if !s.files.Has(name) {
 			return fmt.Errorf("the boot file %q is not served", name)
 		}

@@ -95,7 +95,7 @@ func nextFor(b Boot) (next, error) {
 		if length > maxArgs {
 			return next{}, fmt.Errorf("kernel arguments of %d bytes: a kernel takes %d", length, maxArgs)
 		}
-	case Local:
+	case Local, Program: // its firmware asks again, and gets what starts the program
 		n.Action = "local"
 	case Hold:
 		n.Action, n.Retry = "hold", b.wait()

@@ -134,6 +134,7 @@ const (
 	Local         // boot from its own disk
 	Kernel        // load kernel and initrd
 	Hold          // show Why, wait, ask again
+	Program       // start one program that is no operating system
 )
 
 func (a Action) String() string {
@@ -146,6 +147,8 @@ func (a Action) String() string {
 		return "kernel"
 	case Hold:
 		return "hold"
+	case Program:
+		return "program"
 	}
 	return fmt.Sprintf("action(%d)", int(a))
 }
@@ -155,6 +158,8 @@ type Boot struct {
 	Action Action
 	Kernel string        // name in Server.Files
 	Initrd []string      // names in Server.Files, concatenated in order
+	BIOS   string        // Program: name in Server.Files, started as a Linux kernel is
+	EFI    string        // Program: name in Server.Files
 	Args   []string      // kernel arguments: one value is one token, whatever it holds
 	Why    string        // one line for logs, for the machine's screen, for the technician
 	Screen []string      // more lines for the screen

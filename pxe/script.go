@@ -212,6 +212,20 @@ func scriptFor(b Boot, again, local, uki string, file func(name string) string) 
 			s.line("chain --autofree", value(file(local)), "|| exit 1")
 		}
 		s.line("exit 1")
+	case Program:
+		if b.BIOS == "" || b.EFI == "" {
+			return "", fmt.Errorf("a program that is not named for each kind of firmware")
+		}
+		var args []any
+		for _, a := range b.Args {
+			args = append(args, value(a))
+		}
+		s.line("iseq ${platform} efi && goto efi ||")
+		s.line(append(append([]any{"kernel --name program", value(file(b.BIOS))}, args...), "|| goto retry")...)
+		s.line("boot || goto retry")
+		s.line(":efi")
+		s.line(append(append([]any{"chain --autofree", value(file(b.EFI))}, args...), "|| goto retry")...)
+		s.retry(b, p, again, "loading failed; asking", retryAfter)
 	case Hold:
 		s.retry(b, p, again, "asking", b.wait())
 	default:

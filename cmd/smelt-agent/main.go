@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ import (
 	"smelt/internal/initramfs"
 	"smelt/internal/inspect"
 	"smelt/internal/pid1"
+	"smelt/internal/ramroot"
 )
 
 // version is set by the linker.
@@ -30,6 +32,7 @@ const (
 	handoff  = "/var/lib/smelt/agent.json"
 	stateDir = "/var/lib/smelt/agent"
 	helper   = "/usr/lib/smelt/smelt-gpu"
+	ramState = "/run/smelt" // of the RAM system
 )
 
 func main() {
@@ -61,7 +64,11 @@ func main() {
 func ram(log *slog.Logger) (int, error) {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	trust, err := initramfs.ReadTrust(initramfs.TrustPath)
+	trusted, err := os.ReadFile(initramfs.TrustPath)
+	if err != nil {
+		return 1, err
+	}
+	trust, err := initramfs.ParseTrust(trusted)
 	if err != nil {
 		return 1, err
 	}
@@ -81,7 +88,7 @@ func ram(log *slog.Logger) (int, error) {
 	}
 	network := pid1.NewNetwork(cmd.BootIF, log)
 	go func() {
-		if err := network.Run(ctx); err != nil {
+		if err := network.Run(ctx); err != nil && ctx.Err() == nil {
 			log.Error("network", "err", err)
 			os.Exit(1) // process 1 starts us again
 		}
@@ -109,15 +116,29 @@ func ram(log *slog.Logger) (int, error) {
 			return 1, err
 		}
 	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err == nil {
+		err = agent.Resume(ramState)
+	}
+	if err != nil {
+		return 1, err
+	}
 	a, err := agent.New(agent.Config{
-		Version:  version,
-		Mode:     agent.Mode(cmd.Mode),
-		Server:   cmd.Server,
-		Pin:      trust.Pin,
-		SiteKey:  trust.SiteKey,
-		Images:   images.Signers{Keys: keys(trust.ImageKeys), Threshold: trust.ImageThreshold},
-		Nonce:    cmd.Nonce,
-		StateDir: "/run/smelt",
+		Version: version,
+		Mode:    agent.Mode(cmd.Mode),
+		Memory: &agent.Memory{
+			Maker: ramroot.Maker{Dir: "/image", Root: pid1.NewRoot, Load: modules.Load},
+			Agent: "/init", Trust: trusted, Command: cmd, Cmdline: string(cmdline),
+		},
+		Server:  cmd.Server,
+		Pin:     trust.Pin,
+		SiteKey: trust.SiteKey,
+		Images:  images.Signers{Keys: keys(trust.ImageKeys), Threshold: trust.ImageThreshold},
+		Nonce:   cmd.Nonce,
+		Rescue: &agent.Rescued{Open: devices.OpenAll, Show: func(lines ...string) {
+			pid1.Show(cmd.Page, cmd.Lines(strings.Join(lines, "; "))...)
+		}},
+		StateDir: ramState,
 		System:   inspect.System{PermanentMAC: inspect.PermanentMAC},
 		Seal:     devices.Seal,
 		Unseal:   devices.Unseal,
@@ -131,8 +152,13 @@ func ram(log *slog.Logger) (int, error) {
 		select {
 		case <-a.Ready():
 			doing := "inspected: its disks are read-only; it waits for what the site decides"
-			if cmd.Mode == pid1.Convert {
+			switch cmd.Mode {
+			case pid1.Convert:
 				doing = "is being converted: do not switch it off"
+			case pid1.Rescue:
+				doing = "was asked for by an operator: it is readied"
+			case pid1.RAM:
+				doing = "loads its system into memory: its disks are read-only"
 			}
 			pid1.Show(cmd.Page, cmd.Lines(doing)...)
 		case <-ctx.Done():
@@ -144,6 +170,14 @@ func ram(log *slog.Logger) (int, error) {
 		return pid1.ExitReboot, err
 	case agent.Off:
 		return pid1.ExitOff, err
+	case agent.Switch:
+		stop() // nobody brings the cards up again
+		if err := pid1.Down(); err != nil {
+			log.Warn("network", "err", err)
+		}
+		return pid1.ExitSwitch, err
+	case agent.Kexec:
+		return pid1.ExitKexec, err
 	}
 	return 1, err
 }

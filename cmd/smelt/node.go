@@ -20,7 +20,7 @@ import (
 
 func newNode(o *options) *cobra.Command {
 	return group("node", "Look at nodes and act on them",
-		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodeWipe(o), newNodePower(o), newNodeEvents(o),
+		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodeWipe(o), newNodePower(o), newNodeEvents(o), newNodeRescue(o), newNodeMemtest(o),
 		nodeVerb(o, "reject", "Reject a node: it is offered nothing but its own disk", "rejected", true, false),
 		nodeVerb(o, "hold", "Hold a node: nothing touches it until it is released", "held", true, false),
 		nodeVerb(o, "release", "Lift a hold", "released", false, false),
@@ -166,6 +166,12 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 	if n.Hold != nil {
 		line("held", "by %s: %s", n.Hold.Owner, n.Hold.Reason)
 	}
+	if b := n.Once; b != nil {
+		line("asked for", "%s by %s until %s %s", b.Boot, b.By, b.Until.Local().Format("2006-01-02 15:04"), b.Reason)
+	}
+	if n.Root == inventory.RootRAM {
+		line("runs from", "memory: it loads its image at each start, and no disk is touched")
+	}
 	if n.Failure != nil {
 		line("failed", "%s: %s %s", n.Failure.Step, n.Failure.Cause, n.Failure.Detail)
 	}
@@ -286,6 +292,12 @@ func newNodeApprove(o *options) *cobra.Command {
 			})
 			if err != nil {
 				return err
+			}
+			if n.Spec.Root == inventory.RootRAM {
+				if wipe != "" || target != "" || all || len(allow) > 0 {
+					return usageError{args[0] + " runs from memory: there is no disk to choose or to wipe", "smelt node approve " + args[0]}
+				}
+				return approveMemory(o, c, n, map[string]string{"image": image, "profile": profile, "force": force}, confirm, dry)
 			}
 			w := c.ErrOrStderr()
 			targets, spared := api.Targets(n.Hardware)

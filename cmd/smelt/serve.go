@@ -126,6 +126,12 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err := addDebianLoaders(ctx, cache, ram.Files); err != nil {
 		log.Warn("machines with Secure Boot and vendors' keys, and 64-bit ARM, do not boot: their loaders are not here; the next start tries again", "err", err)
 	}
+	memtest, rescue, err := addPrograms(ctx, filepath.Join(site.State, "boot"), cache, "http://"+site.Listen.Boot, bootKey, ram.Files)
+	if err != nil {
+		log.Warn("no memory test and no rescue: their programs are not here; the next start tries again", "err", err)
+	} else {
+		ram.Boot.Memtest, rescue.Keys = memtest, site.Rescue
+	}
 	budget, err := power.NewBudget(site.Circuits, 1, site.SlotWindow)
 	if err != nil {
 		return err
@@ -143,6 +149,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 		return err
 	}
 	wired := conductorSite(site, pin)
+	wired.Rescue = rescue.Tools != "" && len(rescue.Keys) > 0
 	conductor, err := convert.New(convert.Config{
 		Site: wired, Store: db, Images: imgs, Power: switches, Budget: budget, Join: cluster,
 		SiteKey: key, Owner: host + ":" + strconv.Itoa(os.Getpid()), Boot: ram.Boot, Log: log,
@@ -165,7 +172,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
 		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
 		Swarm:   shareImages(site, imgs),
-		SiteKey: key.Public().(ed25519.PublicKey), Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}},
+		SiteKey: key.Public().(ed25519.PublicKey), Rescue: rescue, Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}},
 	})
 	if err != nil {
 		return err

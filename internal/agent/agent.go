@@ -38,6 +38,8 @@ type Mode string
 const (
 	Inspect   Mode = "inspect"   // look and report, nothing more
 	Convert   Mode = "convert"   // an approved machine in the RAM system
+	RAM       Mode = "ram"       // a machine that runs its image from memory
+	Rescue    Mode = "rescue"    // a machine that an operator works on
 	Installed Mode = "installed" // a service of the installed system
 )
 
@@ -56,8 +58,10 @@ type Config struct {
 	// Seal and Unseal set a disk read-only in the kernel and lift that, for one
 	// disk at a time; nil where disks are not sealed.
 	Seal, Unseal func(disk string) error
-	GPUHelper    string // path of smelt-gpu
-	ImageBase    string // image store this machine was written from, for the network check
+	GPUHelper    string   // path of smelt-gpu
+	Memory       *Memory  // RAM: what an image is run with
+	Rescue       *Rescued // Rescue: what an operator is let in with
+	ImageBase    string   // image store this machine was written from, for the network check
 	Log          *slog.Logger
 }
 
@@ -69,6 +73,8 @@ const (
 	_ End = iota
 	Reboot
 	Off
+	Switch // into the root that was made in memory
+	Kexec  // into the kernel that was loaded
 )
 
 func (e End) String() string {
@@ -77,6 +83,10 @@ func (e End) String() string {
 		return "reboot"
 	case Off:
 		return "off"
+	case Switch:
+		return "switch"
+	case Kexec:
+		return "kexec"
 	}
 	return "none"
 }
@@ -90,6 +100,7 @@ type Agent struct {
 	clock  clock
 	live   *reporter
 	ready  chan struct{}
+	next   End    // of an order that ends this system with another
 	putOff putOff // of the one job there is at a time
 }
 
@@ -103,9 +114,12 @@ type putOff struct {
 // New checks c. It talks to nobody.
 func New(c Config) (*Agent, error) {
 	switch c.Mode {
-	case Inspect, Convert:
+	case Inspect, Convert, RAM, Rescue:
 		if c.Nonce == "" {
 			return nil, errors.New("agent: no boot nonce")
+		}
+		if c.Mode == RAM && c.Memory == nil {
+			return nil, errors.New("agent: nothing to run an image with")
 		}
 	case Installed:
 		if c.Handoff == nil {
@@ -484,6 +498,11 @@ func (a *Agent) do(ctx context.Context, o api.Order) (end End, again bool) {
 		a.putOff = putOff{order: o.ID}
 	}
 	r := bounded(a.execute(ctx, o))
+	if r.OK && (o.Kind == api.OrderRAM || o.Kind == api.OrderRescue) {
+		// What begins now is the answer. An image's system may come to this
+		// order again, on another kernel, and must not take it for done.
+		return a.next, false
+	}
 	if ctx.Err() != nil && !r.OK {
 		// Interrupted by a newer order or by the end of the process: no result.
 		a.log.Warn("order interrupted", "id", o.ID, "kind", o.Kind)
@@ -572,6 +591,10 @@ func (a *Agent) execute(ctx context.Context, o api.Order) (r api.Result) {
 		return a.wipe(ctx, o)
 	case api.OrderImage:
 		return a.image(ctx, o)
+	case api.OrderRAM:
+		return a.ram(ctx, o)
+	case api.OrderRescue:
+		return a.rescue(ctx, o)
 	case api.OrderBurnin:
 		return a.burnin(ctx, o)
 	case api.OrderJoin:

@@ -96,7 +96,12 @@ func (a *Agent) fill(dir, part string, w *api.ImageOrder) error {
 		return err
 	}
 	defer root.Close()
-	b, err := json.Marshal(Handed{w.Handoff, w.Base, a.c.Images})
+	return leave(root, Handed{w.Handoff, w.Base, a.c.Images})
+}
+
+// leave writes into a root who the machine is.
+func leave(root *os.Root, h Handed) error {
+	b, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
@@ -108,7 +113,7 @@ func (a *Agent) fill(dir, part string, w *api.ImageOrder) error {
 	}
 	// What an earlier installed agent kept belongs to an earlier life.
 	_ = root.RemoveAll("var/lib/smelt/agent")
-	return put(root, hostnameFile, []byte(string(w.Handoff.Node)+"\n"), 0o644)
+	return put(root, hostnameFile, []byte(string(h.Node)+"\n"), 0o644)
 }
 
 func put(root *os.Root, name string, b []byte, mode os.FileMode) error {

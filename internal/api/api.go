@@ -55,6 +55,7 @@ const (
 	OrderWipe    = "wipe"    // Permit, Wipe
 	OrderImage   = "image"   // Permit, Image
 	OrderRAM     = "ram"     // RAM: load an image into memory and run it; no disk is touched
+	OrderRescue  = "rescue"  // Rescue: let an operator in by ssh
 	OrderReboot  = "reboot"  // in-band: sync and reboot (machines without power control)
 	OrderOff     = "off"     // in-band: sync and power off
 	OrderBurnin  = "burnin"  // Burnin
@@ -73,6 +74,7 @@ type Order struct {
 	Wipe   *WipeOrder              `json:"wipe,omitempty"`
 	Image  *ImageOrder             `json:"image,omitempty"`
 	RAM    *RAMOrder               `json:"ram,omitempty"`
+	Rescue *RescueOrder            `json:"rescue,omitempty"`
 	Burnin *BurninOrder            `json:"burnin,omitempty"`
 	Join   *join.Grant             `json:"join,omitempty"`
 }
@@ -98,9 +100,19 @@ type ImageOrder struct {
 
 // RAMOrder says what to run in memory, and what to leave in it.
 type RAMOrder struct {
-	Manifest string  `json:"manifest"` // digest, as in ImageOrder
-	Base     string  `json:"base"`
-	Handoff  Handoff `json:"handoff"`
+	Manifest string   `json:"manifest"` // this and the next two as in ImageOrder
+	Base     string   `json:"base"`
+	Mirrors  []string `json:"mirrors,omitempty"`
+	Handoff  Handoff  `json:"handoff"`
+}
+
+// RescueOrder says who may log in, until when, and with what.
+type RescueOrder struct {
+	Keys   []string  `json:"keys"`            // as in authorized_keys
+	Until  time.Time `json:"until"`           //
+	Write  bool      `json:"write,omitempty"` // disks are not kept read-only
+	Tools  string    `json:"tools"`           // URL of a static busybox
+	Digest string    `json:"digest"`          // its SHA-256, hexadecimal
 }
 
 // Handoff is written into the installed system as /var/lib/smelt/agent.json (0600).

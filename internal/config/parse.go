@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
 	"smelt/inventory"
 )
 
@@ -85,6 +87,16 @@ func (p *parser) parse(raw rawSite) {
 	p.nodes(raw.Nodes, circuits, pdus)
 	p.cluster(raw.Cluster)
 	p.swarm(raw.Swarm)
+	for _, k := range raw.Rescue.Keys {
+		// Options of a key could run a command in place of the shell.
+		if key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(k.v)); err != nil || len(options) > 0 || len(rest) > 0 {
+			p.fail(k.at, "write the line of a .pub file: ssh-ed25519 AAAA... anna", "%q is no public ssh key", clip(k.v))
+		} else if key.Type() == ssh.InsecureKeyAlgoDSA {
+			p.fail(k.at, "make one with ssh-keygen -t ed25519", "ssh keys of type %s are not safe", key.Type())
+		} else {
+			s.Rescue = append(s.Rescue, k.v)
+		}
+	}
 
 	s.MaxActive = 10
 	if m := raw.Limits.MaxActive; m.set() {

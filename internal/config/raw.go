@@ -31,6 +31,7 @@ type rawSite struct {
 	Classes    []rawClass   `yaml:"classes" need:"yes" doc:"what is expected of groups of nodes"`
 	Nodes      []rawNode    `yaml:"nodes" doc:"the machines that are expected"`
 	Cluster    *rawCluster  `yaml:"cluster" doc:"the cluster that validated nodes join; none without it"`
+	Rescue     rawRescue    `yaml:"rescue" doc:"who may log in to a machine that was asked for a rescue"`
 	Limits     rawLimits    `yaml:"limits" doc:"blast radius and pace"`
 	Swarm      rawSwarm     `yaml:"swarm" doc:"how images spread within the site"`
 	Lab        flag         `yaml:"lab" doc:"a lab site may show simulated cards, labelled so"`
@@ -185,6 +186,11 @@ type rawCluster struct {
 	MungeKey secretRef `yaml:"mungeKey" need:"yes" doc:"slurm: the munge key"`
 }
 
+type rawRescue struct {
+	at
+	Keys []text `yaml:"keys" need:"yes" format:"sshkey" doc:"public ssh keys, as in authorized_keys: ssh-ed25519 AAAA... anna"`
+}
+
 type rawLimits struct {
 	at
 	MaxActive   whole `yaml:"maxActive" doc:"conversions at once: the blast radius; 10 (default)"`
@@ -265,6 +271,7 @@ var patterns = map[string]string{
 	"hostport": `^[^ ]+$`,
 	"addrport": `^[0-9.]+:[0-9]+$`,
 	"url":      `^https?://[^ ?#@]+$`,
+	"sshkey":   `^(ssh|ecdsa|sk)-[^ ]+ [A-Za-z0-9+/=]+( .*)?$`,
 	"listen":   `^(.*:[0-9]+|fd:[0-9]+|systemd)$`,
 }
 

@@ -21,6 +21,7 @@ type Site struct {
 	Classes    map[string]Class
 	Nodes      []Node
 	Cluster    *Cluster // nil: nodes go in service without one
+	Rescue     []string // public ssh keys of who may log in to a machine in rescue
 	MaxActive  int
 	SlotWindow time.Duration
 	Swarm      Swarm

@@ -82,6 +82,9 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if err != nil {
 		return pxe.Boot{}, err
 	}
+	if once, whose := c.wanted(n); once != "" {
+		mode, why = once, whose
+	}
 	path := c.Site.Classes[n.Spec.Class].Boot
 	if m.Stage == pxe.AskAddress {
 		if err := c.guardStarts(ctx, n, m); err != nil {
@@ -114,6 +117,13 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	case modeHold:
 		b.Action, b.Wait = pxe.Hold, wait
 		return b, nil
+	case modeMemtest:
+		if m.Stage != pxe.AskAddress && m.Leased {
+			if err := c.began(ctx, n.ID); err != nil {
+				return pxe.Boot{}, err
+			}
+		}
+		return c.memtestBoot(b), nil
 	}
 	b.Kernel, b.Initrd = c.Config.Boot.Kernel, c.Config.Boot.Initrd
 	b.Args = append(append(b.Args, c.Config.Boot.Args...), "smelt.server="+c.Site.Server)
@@ -148,6 +158,8 @@ func servedFor(mode string) string {
 		return "its system, to run in memory"
 	case modeRescue:
 		return "the RAM system for an operator"
+	case modeMemtest:
+		return "a memory test"
 	}
 	return "the RAM system to " + mode
 }

@@ -39,6 +39,7 @@ type Site struct {
 	ImageURL   string                         // http URL of the image store
 	Public     string                         // URL by which people reach the pages; may be empty
 	Pin        string                         // SHA-256 of the server's SPKI, hexadecimal
+	Rescue     bool                           // an operator can log in to the RAM system
 	SlotWindow time.Duration                  // start slots: one machine a lowest circuit a window
 }
 
@@ -92,6 +93,7 @@ type BootFiles struct {
 	Kernel string
 	Initrd []string
 	Args   []string // always on its command line: console=...
+	Memtest
 }
 
 // Errors that callers tell apart.

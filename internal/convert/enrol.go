@@ -80,6 +80,8 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 		err = c.mayConvert(t, id, hw)
 	case modeRAM:
 		err = c.mayLoad(t, id, hw)
+	case modeRescue:
+		err = t.mayRescue(id)
 	}
 	if err != nil {
 		return Session{}, err
@@ -87,6 +89,9 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 	if mine == fenceOld {
 		t.add(inventory.Event{Kind: inventory.KindFence, Actor: "agent", Fence: n.Fence + 1, Reason: nonce.Mode + " boot",
 			Evidence: map[string]string{"agent": fp, "addr": e.Addr, "identity": string(id.Match), "agree": factNames(id), "mode": nonce.Mode, "hardware": hw.Digest()}})
+	}
+	if nonce.Mode == modeRescue && t.n.Once.Began.IsZero() {
+		t.begin()
 	}
 	switch {
 	case n.State == inventory.Expected:
@@ -161,6 +166,12 @@ func notHere(n inventory.Node, nonce store.Nonce, hw inventory.Hardware) string 
 	}
 	if nonce.Mode == modeRAM && loadsInRAM(n) {
 		return ""
+	}
+	if nonce.Mode == modeRescue {
+		if o := n.Once; o != nil && o.Boot == inventory.BootRescue {
+			return ""
+		}
+		return "nobody wants it for a rescue any more"
 	}
 	switch n.State {
 	case inventory.Expected, inventory.Discovered, inventory.Inspected, inventory.NeedsWork,

@@ -68,3 +68,6 @@ func (c *Conductor) Titles(name string) ([]string, error) {
 	}
 	return out, err
 }
+
+// Look makes the conductor look at a node now.
+func (c *Conductor) Look(node inventory.NodeID) { c.poke(node, c.Now()) }

@@ -91,7 +91,7 @@ func (l layout) site() convert.Site {
 		agents = "https://" + l.agents
 	}
 	s := convert.Site{
-		Name: "test", Lab: true, MaxActive: l.Max, Cluster: "test", Server: agents, Pin: l.pin, ImageURL: "http://" + l.Listen,
+		Name: "test", Lab: true, Rescue: true, MaxActive: l.Max, Cluster: "test", Server: agents, Pin: l.pin, ImageURL: "http://" + l.Listen,
 		Classes: map[string]convert.Class{"rig": {Name: "rig", Image: "ai-node", Profile: "sim", Wipe: "discard", Target: "slurm-batch",
 			GPUs: 1, MinLinkWidth: 8, Watts: 1000, Boot: l.boot, Root: l.root, Start: l.start}},
 		Profiles: map[string]burnin.Profile{"sim": {Name: "sim", Version: 1, Limit: time.Minute, Checks: []burnin.Spec{
@@ -164,7 +164,8 @@ func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*conv
 	}
 	c, err := convert.New(convert.Config{
 		Site: site, Store: st, Images: img, Power: switches, Budget: budget, Join: &remoteCluster{world: l.World},
-		SiteKey: siteKey(), Owner: "test", Boot: convert.BootFiles{Kernel: "vmlinuz", Initrd: []string{"initrd"}}, Log: log,
+		SiteKey: siteKey(), Owner: "test", Boot: convert.BootFiles{Kernel: "vmlinuz", Initrd: []string{"initrd"},
+			Memtest: convert.Memtest{BIOS: "memtest.bin", EFI: "memtest.efi"}}, Log: log,
 	})
 	if err != nil {
 		return err
@@ -257,7 +258,7 @@ func bootServer(l layout, c *convert.Conductor, log *slog.Logger) (http.Handler,
 		return nil, err
 	}
 	files := new(pxe.Files)
-	for _, name := range []string{"vmlinuz", "initrd"} {
+	for _, name := range []string{"vmlinuz", "initrd", "memtest.bin", "memtest.efi"} {
 		if err := files.Add(name, []byte(name)); err != nil {
 			return nil, err
 		}

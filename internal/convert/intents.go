@@ -195,6 +195,8 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 			Hold: &inventory.Hold{Owner: owner, By: by, Reason: reason, At: t.at}})
 	case "release":
 		return act(inventory.Event{Kind: inventory.KindReleased, Reason: reason})
+	case inventory.BootRescue, inventory.BootMemtest:
+		return t.bootOnce(i)
 	case "reinspect":
 		return t.reinspect(i, act)
 	case "power":

@@ -85,6 +85,9 @@ func (t *turn) order(a store.Agent) (Order, error) {
 	if a.Fence != n.Fence {
 		return wait("a later boot of this machine is responsible now")
 	}
+	if mode(a) == modeRescue {
+		return t.rescueOrder(o)
+	}
 	if reads := n.State == inventory.Discovered || n.State == inventory.Inspected; n.Hold != nil && acting(n.State) && !reads {
 		return wait("held by " + n.Hold.Owner)
 	}
@@ -107,6 +110,11 @@ func (t *turn) order(a store.Agent) (Order, error) {
 }
 
 func (t *turn) inspectOrder(o Order, wait func(string) (Order, error)) (Order, error) {
+	if t.restartsFor() {
+		o.ID = "once/" + stamp(t.n.Once.Asked) + "/reboot"
+		o.Kind, o.Why = orderReboot, "for "+t.n.Once.Boot
+		return o, nil
+	}
 	switch t.n.State {
 	case inventory.Discovered:
 		o.Kind = orderInspect

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,6 +52,8 @@ func (t *turn) plan(a approval) (inventory.Plan, error) {
 		return inventory.Plan{}, fmt.Errorf("its verdict is %s; to convert it all the same give force with a reason", n.Verdict.Answer)
 	case a.seen != "" && a.seen != n.Hardware.Digest():
 		return inventory.Plan{}, fmt.Errorf("its hardware is not what was looked at any more: look again")
+	case busyWith(n, t.at) != "":
+		return inventory.Plan{}, errors.New(busyWith(n, t.at))
 	case n.Spec.Protect:
 		return inventory.Plan{}, fmt.Errorf("it is protected in site.yaml")
 	case n.Hold != nil:

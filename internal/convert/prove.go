@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"slices"
 
 	"smelt/burnin"
 	"smelt/internal/store"
@@ -30,6 +31,10 @@ func (t *turn) profile() (burnin.Profile, bool) {
 	}
 	p, ok := t.Site.Profiles[name]
 	p.Name = name
+	if t.n.Root == inventory.RootRAM {
+		// No disk of it is in use, and none may be written to try it.
+		p.Checks = slices.DeleteFunc(slices.Clone(p.Checks), func(s burnin.Spec) bool { return s.ID == burnin.Disk })
+	}
 	return p, ok
 }
 

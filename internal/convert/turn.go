@@ -198,6 +198,9 @@ func (t *turn) decide() error {
 // phase does what the state of the node asks for.
 func (t *turn) phase() error {
 	t.unsay(cannotGoOn)
+	if busy, err := t.once(); busy || err != nil {
+		return err
+	}
 	if t.n.Hold != nil && acting(t.n.State) {
 		t.note("held by %s: %s", t.n.Hold.Owner, t.n.Hold.Reason)
 		return nil

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -71,13 +72,22 @@ func (t Trust) Check() error {
 
 // ReadTrust reads and checks what Overlay wrote.
 func ReadTrust(file string) (Trust, error) {
-	var t Trust
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return t, err
+		return Trust{}, err
 	}
+	t, err := ParseTrust(b)
+	if err != nil {
+		return t, fmt.Errorf("%s: %w", file, err)
+	}
+	return t, nil
+}
+
+// ParseTrust is ReadTrust of what was read.
+func ParseTrust(b []byte) (Trust, error) {
+	var t Trust
 	if err := json.Unmarshal(b, &t); err != nil {
-		return t, fmt.Errorf("%s: %v", file, err)
+		return t, fmt.Errorf("trust: %v", err)
 	}
 	return t, t.Check()
 }
@@ -151,6 +161,15 @@ func Overlay(w io.Writer, agent string, trust Trust) error {
 	// The kernel asks for modules by running /sbin/modprobe: the agent is that too.
 	a.record(cpio.Symlink("sbin/modprobe", "../init"))
 	a.file(path.Clean(TrustPath)[1:], t, 0o600)
+	return a.close()
+}
+
+// Extra writes a part with files of any name, which only root may read.
+func Extra(w io.Writer, files map[string][]byte) error {
+	a := newArchive(w)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		a.file(strings.TrimPrefix(path.Clean(name), "/"), files[name], 0o600)
+	}
 	return a.close()
 }
 

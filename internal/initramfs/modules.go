@@ -29,6 +29,7 @@ func Wanted() []string {
 		"xhci_pci", "ehci_pci", "uhci_hcd", "ohci_pci", "usb_storage", "uas",
 		"virtio_pci", "vmd", "virtio_rng",
 		// file systems, with what they load by name at mount time
+		"loop", "overlay", // an image in memory
 		"ext4", "crc32c_generic", "crc32c_intel", "vfat", "nls_cp437", "nls_ascii", "nls_utf8",
 		// board management, sensors
 		"ipmi_si", "ipmi_devintf", "ipmi_ssif", "coretemp", "k10temp", "drivetemp",

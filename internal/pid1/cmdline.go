@@ -12,6 +12,8 @@ import (
 const (
 	Inspect = "inspect" // look and report: no disk can be written
 	Convert = "convert" // an approved machine
+	RAM     = "ram"     // a machine that runs its image from memory: no disk can be written
+	Rescue  = "rescue"  // an operator's
 )
 
 // CmdLine is what the conductor says to a RAM system on the kernel's command
@@ -39,8 +41,8 @@ func ReadCmdLine() (CmdLine, error) {
 	return ParseCmdLine(string(b))
 }
 
-// ParseCmdLine takes a command line apart. A mode that is not exactly
-// "convert" is inspect: the harmless one. So is a mode without a nonce.
+// ParseCmdLine takes a command line apart. A mode that is not exactly one of
+// the others is inspect: the harmless one. So is a mode without a nonce.
 func ParseCmdLine(s string) (CmdLine, error) {
 	c := CmdLine{Mode: Inspect}
 	for w := range strings.FieldsSeq(s) {
@@ -51,9 +53,10 @@ func ParseCmdLine(s string) (CmdLine, error) {
 		case "smelt.nonce":
 			c.Nonce = v
 		case "smelt.mode":
-			if v == Convert {
-				c.Mode = Convert
-			} else {
+			switch v {
+			case Convert, RAM, Rescue:
+				c.Mode = v
+			default:
 				c.Mode = Inspect
 			}
 		case "smelt.boot":

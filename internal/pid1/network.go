@@ -362,3 +362,26 @@ func (n *Network) release(l netlink.Link) {
 	}
 	n.owner = 0
 }
+
+// Down takes the address and the link away from every card, as they were when
+// the machine started: whoever finds them configured, as the udev and networkd
+// of a root that this system hands over to, leaves them as they are.
+func Down() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("network cards: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if l.Type() != "device" || l.Attrs().Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		errs = append(errs, err)
+		for _, a := range addrs {
+			errs = append(errs, netlink.AddrDel(l, &a))
+		}
+		errs = append(errs, netlink.LinkSetDown(l))
+	}
+	return errors.Join(errs...)
+}

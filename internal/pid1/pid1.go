@@ -26,6 +26,8 @@ import (
 const (
 	ExitReboot = 80
 	ExitOff    = 81
+	ExitSwitch = 82 // go on with the root at NewRoot
+	ExitKexec  = 83 // go on with the kernel of LoadKernel
 )
 
 // Child is set in the environment of the child.
@@ -64,6 +66,12 @@ func Init() {
 			End(unix.LINUX_REBOOT_CMD_RESTART)
 		case ExitOff:
 			End(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		case ExitKexec:
+			End(unix.LINUX_REBOOT_CMD_KEXEC)
+		case ExitSwitch:
+			err := switchRoot()
+			say("the root in memory could not be started: %v", err)
+			End(unix.LINUX_REBOOT_CMD_RESTART) // there is no way back
 		}
 		if time.Since(start) > time.Minute {
 			wait = time.Second

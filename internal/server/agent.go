@@ -163,8 +163,10 @@ func (s *Server) wire(a store.Agent, o convert.Order) api.Order {
 	case o.Kind == api.OrderImage && o.Plan != nil:
 		out.Image = &api.ImageOrder{Manifest: o.Plan.Image, Base: s.ImageURL, Target: o.Plan.Target, ReadBack: o.Plan.ReadBack, Mirrors: s.mirrors(a.Node), Swarm: s.Swarm.Tracker != nil}
 		out.Image.Handoff = s.handoff(a, o, o.Plan.Image)
+	case o.Kind == api.OrderRescue && o.Once != nil:
+		out.Rescue = &api.RescueOrder{Keys: s.Rescue.Keys, Until: o.Once.Until, Write: o.Once.Write, Tools: s.Rescue.Tools, Digest: s.Rescue.Digest}
 	case o.Kind == api.OrderRAM:
-		out.RAM = &api.RAMOrder{Manifest: o.Image, Base: s.ImageURL, Handoff: s.handoff(a, o, o.Image)}
+		out.RAM = &api.RAMOrder{Manifest: o.Image, Base: s.ImageURL, Mirrors: s.mirrors(a.Node), Handoff: s.handoff(a, o, o.Image)}
 	case o.Kind == api.OrderBurnin && o.Profile != nil:
 		out.Burnin = &api.BurninOrder{Report: o.Report, Profile: *o.Profile, Lab: s.Lab}
 		if o.Subject != nil {

@@ -44,6 +44,7 @@ var done = map[string]string{
 	"approve": "Approved.", "reject": "Rejected.", "retire": "Retired.", "hold": "Held.", "release": "Released.",
 	"reverify": "It proves itself again.", "leave": "It leaves the cluster once its jobs have ended.",
 	"reinspect": "It will be inspected again.", "power": "Switched, and confirmed.", "task": "Noted. The proof test follows.",
+	"rescue": "Its next start is a rescue.", "memtest": "Its next start is a memory test.",
 	"stop": "The global stop is set.", "unstop": "The global stop is lifted.",
 	"wait": "Taken. It is on its way; this page shows when it is done.",
 }

@@ -43,6 +43,8 @@ var verbs = []verb{
 	{"reverify", Operator, "Burn in a node in service again: the cluster gives it no work meanwhile", []string{"reason"}, false},
 	{"leave", Operator, "Take a node out of the cluster once its jobs have ended; then is inspected or retired", []string{"then", "reason", "confirm"}, true},
 	{"reinspect", Technician, "Inspect a node again", []string{"reason"}, false},
+	{"rescue", Operator, "Boot a node once into the RAM system, to log in by ssh; write=yes lets its disks be written, restart=yes restarts it, end=yes ends it", []string{"for", "write", "restart", "end", "reason", "confirm"}, true},
+	{"memtest", Technician, "Boot a node once into a memory test; restart=yes restarts it, end=yes ends it", []string{"for", "restart", "end", "reason", "confirm"}, true},
 	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
 }
 

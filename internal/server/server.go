@@ -56,12 +56,20 @@ type Config struct {
 	Pin      string            // SHA-256 of the agent listener's SPKI, hexadecimal
 	SiteKey  ed25519.PublicKey // permits and manifests verify with it
 
-	Swarm Swarm // how nodes share images; the zero Swarm has each fetch from ImageURL
+	Rescue Rescue // who may log in to a machine in rescue
+	Swarm  Swarm  // how nodes share images; the zero Swarm has each fetch from ImageURL
 
 	Boot    Boot                   // the boot service; the zero Boot has none
 	Metrics []prometheus.Collector // more of them for /metrics; may be nil
 
 	Now func() time.Time // nil: time.Now
+}
+
+// Rescue is what the agent of a machine in rescue is told.
+type Rescue struct {
+	Keys   []string // public ssh keys
+	Tools  string   // URL of a static busybox
+	Digest string   // its SHA-256, hexadecimal
 }
 
 // Boot is what the boot service tells. Each function may be nil.

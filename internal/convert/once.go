@@ -1,0 +1,226 @@
+package convert
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"smelt/internal/store"
+	"smelt/inventory"
+	"smelt/power"
+	"smelt/pxe"
+)
+
+// Boots that an operator asks for, beside the life of a node: the next start of
+// the machine is one of them, and the one after that is an ordinary one.
+
+const (
+	modeMemtest = "memtest"
+	orderRescue = "rescue" // let an operator in, by ssh
+)
+
+// How long they last when nobody says.
+const (
+	rescueFor  = 4 * time.Hour
+	memtestFor = 24 * time.Hour
+)
+
+// onceAgain is how long a loader that did not get its files may ask for the
+// memory test again before that counts as another start.
+const onceAgain = 3 * time.Minute
+
+// Memtest names the memory test in the boot server's file map, for each kind of
+// firmware; both are empty where this server has none.
+type Memtest struct{ BIOS, EFI string }
+
+// bootOnce takes in that an operator wants a machine to boot something once, or
+// that this is to end.
+func (t *turn) bootOnce(i store.Intent) (bool, error) {
+	if i.Params["end"] == "yes" {
+		if t.n.Once == nil || t.n.Once.Boot != i.Verb {
+			return false, fmt.Errorf("nobody asked for %s on it", i.Verb)
+		}
+		return true, t.endOnce(i.Actor, i.Verb+" ended by "+i.Actor)
+	}
+	if i.Verb == inventory.BootMemtest && t.Config.Boot.Memtest == (Memtest{}) {
+		return false, errors.New("this server has no memory test to serve: run smelt image kernel where Debian's mirror can be reached, and start it again")
+	}
+	if i.Verb == inventory.BootRescue && !t.Site.Rescue {
+		return false, errors.New("nobody could log in: site.yaml names no ssh key (rescue: {keys: [...]}), or this server has no tools for it (smelt image kernel)")
+	}
+	life := rescueFor
+	if i.Verb == inventory.BootMemtest {
+		life = memtestFor
+	}
+	if s := i.Params["for"]; s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < time.Minute {
+			return false, fmt.Errorf("for %q: want a duration of a minute or more, such as 2h", s)
+		}
+		life = d
+	}
+	if o := t.n.Once; o.Active(t.at) {
+		return false, fmt.Errorf("%s asked for %s on it until %s: end that first (--end)", o.By, o.Boot, o.Until.Format(time.RFC3339))
+	}
+	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: i.Actor, Reason: "next start: " + i.Verb, Once: &inventory.Once{
+		Boot: i.Verb, By: i.Actor, Reason: i.Params["reason"], Write: i.Params["write"] == "yes", Asked: t.at, Until: t.at.Add(life),
+	}})
+	if t.err != nil || i.Params["restart"] != "yes" {
+		return true, nil
+	}
+	if t.Power[t.n.ID] == nil {
+		return true, nil // its agent restarts it, or a person
+	}
+	if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
+		return false, err
+	}
+	t.cycle(power.Network, i.Verb)
+	return true, nil
+}
+
+// cycle restarts the machine outside of what its state asks for.
+func (t *turn) cycle(dev power.Device, why string) {
+	v := t.Power[t.n.ID]
+	t.start("cycle", func(ctx context.Context) func(*turn) error {
+		ev, err := v.Cycle(ctx, dev)
+		return func(t *turn) error {
+			if err != nil {
+				t.alarm("it could not be restarted ("+why+"): "+err.Error(), ev.Map())
+				return nil
+			}
+			t.add(inventory.Event{Kind: inventory.KindPower, Actor: system, Reason: "restarted: " + why, Evidence: ev.Map(),
+				Power: &inventory.PowerFact{On: power.On.String(), Via: ev.Controller, At: t.at}})
+			return nil
+		}
+	})
+}
+
+// endOnce takes back what an operator asked for. A machine in the memory test
+// hears nobody: it is restarted.
+func (t *turn) endOnce(actor, reason string) error {
+	o := *t.n.Once
+	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: actor, Reason: reason})
+	if o.Boot != inventory.BootMemtest || o.Began.IsZero() {
+		return nil // the agent of a rescue restarts the machine
+	}
+	if t.Power[t.n.ID] != nil {
+		t.cycle(t.device(), reason)
+		return nil
+	}
+	t.open(inventory.Task{Verb: "press", What: "the power button", Why: "its memory test is over and nothing here can switch it",
+		How: "note what the test shows, then switch it off, wait five seconds, switch it on", Proof: "dhcp"})
+	return nil
+}
+
+// once looks after what an operator asked for, and tells whether the node is
+// left alone because of it.
+func (t *turn) once() (busy bool, err error) {
+	o := t.n.Once
+	if o == nil {
+		return false, nil
+	}
+	if !o.Active(t.at) {
+		return true, t.endOnce(system, o.Boot+" is over")
+	}
+	t.again(o.Until.Sub(t.at))
+	if o.Began.IsZero() {
+		return false, nil
+	}
+	t.note("%s for %s until %s", o.Boot, o.By, o.Until.Format(time.RFC3339))
+	return true, nil
+}
+
+// wanted is what n is to boot once, and "" when nothing.
+func (c *Conductor) wanted(n inventory.Node) (mode, why string) {
+	o := n.Once
+	if !o.Active(c.Now()) {
+		return "", ""
+	}
+	why = fmt.Sprintf("node %s is wanted for %s by %s until %s", n.ID, o.Boot, o.By, o.Until.Format(time.TimeOnly))
+	switch {
+	case o.Boot == inventory.BootRescue && o.Began.IsZero():
+		return modeRescue, why
+	case o.Boot == inventory.BootMemtest && (o.Began.IsZero() || c.Now().Sub(o.Began) < onceAgain):
+		return modeMemtest, why
+	}
+	return "", ""
+}
+
+// began notes that what was asked for is what the machine boots now.
+func (c *Conductor) began(ctx context.Context, id inventory.NodeID) error {
+	unlock := c.lock(id)
+	defer unlock()
+	n, err := c.Store.Node(ctx, id)
+	if err != nil || n.Once == nil || !n.Once.Began.IsZero() {
+		return err
+	}
+	t := c.turn(ctx, n)
+	t.begin()
+	if err := t.close(pressed, "agent", "it started"); err != nil {
+		return err
+	}
+	if err := t.commit(); err != nil {
+		return err
+	}
+	c.poke(id, c.Now())
+	return nil
+}
+
+func (t *turn) begin() {
+	o := *t.n.Once
+	o.Began = t.at
+	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: system, Reason: o.Boot + " begins", Once: &o})
+}
+
+// memtestBoot is the memory test for a machine.
+func (c *Conductor) memtestBoot(b pxe.Boot) pxe.Boot {
+	b.Action = pxe.Program
+	b.BIOS, b.EFI = c.Config.Boot.Memtest.BIOS, c.Config.Boot.Memtest.EFI
+	for _, a := range c.Config.Boot.Args {
+		if strings.HasPrefix(a, "console=ttyS") {
+			b.Args = append(b.Args, a) // the serial line of a BMC
+		}
+	}
+	return b
+}
+
+// mayRescue holds an agent that lets an operator in against what is known of
+// the node.
+func (t *turn) mayRescue(id inventory.Identity) error {
+	if t.n.Once.Write {
+		if err := id.Err(); err != nil {
+			return fmt.Errorf("enrol node %s: %w: its disks could be written: %w", t.n.ID, ErrRefused, err)
+		}
+	}
+	return nil
+}
+
+// rescueOrder lets the operator in until the time is over.
+func (t *turn) rescueOrder(o Order) (Order, error) {
+	o.ID = "rescue/" + strconv.FormatUint(t.n.Fence, 10)
+	want := t.n.Once
+	if !want.Active(t.at) || want.Boot != inventory.BootRescue || want.Began.IsZero() {
+		o.ID += "/reboot"
+		o.Kind, o.Why = orderReboot, "the rescue is over"
+		return o, nil
+	}
+	o.Kind, o.Once = orderRescue, want
+	return o, nil
+}
+
+// restartsFor tells whether the agent in the RAM system is to restart the
+// machine for what an operator asked for: where nothing else can.
+func (t *turn) restartsFor() bool {
+	return t.n.Once.Active(t.at) && t.n.Once.Began.IsZero() && t.Power[t.n.ID] == nil
+}
+
+// busyWith says what an operator does with the machine now, or "".
+func busyWith(n inventory.Node, now time.Time) string {
+	if !n.Once.Active(now) {
+		return ""
+	}
+	return fmt.Sprintf("%s wants it for %s until %s: smelt node %s %s --end", n.Once.By, n.Once.Boot, n.Once.Until.Format(time.RFC3339), n.Once.Boot, n.ID)
+}
