@@ -194,6 +194,10 @@ func keys(in [][]byte) []ed25519.PublicKey {
 func installed(log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
 	h, err := agent.ReadHandoff(handoff)
 	if err != nil {
 		return fmt.Errorf("this machine was not converted by Smelt: %w", err)
@@ -205,6 +209,7 @@ func installed(log *slog.Logger) error {
 		Pin:       h.Pin,
 		SiteKey:   h.SiteKey,
 		Handoff:   &h.Handoff,
+		Cmdline:   string(cmdline),
 		ImageBase: h.Base,
 		Images:    h.Images,
 		StateDir:  stateDir,

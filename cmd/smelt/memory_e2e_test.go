@@ -113,7 +113,7 @@ func TestRunsFromMemory(t *testing.T) {
 	disk, untouched := h.someDisk()
 	m := h.bios(t, disk...)
 	inService := func(v api.NodeView) bool { return v.Node.State == inventory.InService }
-	v := h.reach(m, "rig-1", "in service", 360*time.Second, inService)
+	v := h.reach(m, "rig-1", "in service", 15*time.Minute, inService)
 	if v.Node.Root != inventory.RootRAM || v.Node.Passed == nil || len(v.Node.Hardware.Disks) == 0 {
 		t.Errorf("in service as %+v", v.Node)
 	}
@@ -129,10 +129,10 @@ func TestRunsFromMemory(t *testing.T) {
 	// After a power cut. It burns in again to show that what runs is whole.
 	fence := v.Node.Fence
 	m = h.bios(t, disk...)
-	h.reach(m, "rig-1", "loaded again", 3*time.Minute, func(v api.NodeView) bool { return v.Node.Fence > fence })
-	h.smelt("burnin", "run", "rig-1", "--confirm", "rig-1")
-	h.reach(m, "rig-1", "verified again", time.Minute, func(v api.NodeView) bool { return v.Node.State == inventory.ReVerifying })
-	v = h.reach(m, "rig-1", "in service again", 4*time.Minute, inService)
+	h.reach(m, "rig-1", "loaded again", 10*time.Minute, func(v api.NodeView) bool { return v.Node.Fence > fence })
+	h.smelt("burnin", "run", "rig-1")
+	h.reach(m, "rig-1", "verified again", 5*time.Minute, func(v api.NodeView) bool { return v.Node.State == inventory.ReVerifying })
+	v = h.reach(m, "rig-1", "in service again", 15*time.Minute, inService)
 	if n := v.Node; n.Fence != fence+1 || n.Passed == nil || n.Plan != nil {
 		t.Errorf("after the power cut it is %+v", n)
 	}

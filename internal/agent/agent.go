@@ -61,6 +61,7 @@ type Config struct {
 	GPUHelper    string   // path of smelt-gpu
 	Memory       *Memory  // RAM: what an image is run with
 	Rescue       *Rescued // Rescue: what an operator is let in with
+	Cmdline      string   // of the running kernel
 	ImageBase    string   // image store this machine was written from, for the network check
 	Log          *slog.Logger
 }
@@ -323,7 +324,7 @@ func (a *Agent) inventory(order string) api.Inventory {
 	inv := api.Inventory{Order: order, Hardware: a.c.System.Hardware(), Addr: inspect.Addr(a.client.base)}
 	switch a.c.Mode {
 	case Installed:
-		inv.Image = a.c.Handoff.Image
+		inv.Image, inv.Start = a.c.Handoff.Image, startOf(a.c.Cmdline)
 	case Inspect:
 		s, err := a.c.System.Salvage()
 		if err != nil {
@@ -544,6 +545,8 @@ func endOf(o api.Order, r api.Result) End {
 		return Reboot
 	case api.OrderOff:
 		return Off
+	case api.OrderKexec:
+		return Kexec
 	}
 	return 0
 }
@@ -595,6 +598,8 @@ func (a *Agent) execute(ctx context.Context, o api.Order) (r api.Result) {
 		return a.ram(ctx, o)
 	case api.OrderRescue:
 		return a.rescue(ctx, o)
+	case api.OrderKexec:
+		return a.kexec(o)
 	case api.OrderBurnin:
 		return a.burnin(ctx, o)
 	case api.OrderJoin:

@@ -142,7 +142,7 @@ func (a *Agent) onItsKernel(t *ramroot.Tree, release string) error {
 		return err
 	}
 	words := append(append(pid1.Others(a.c.Memory.Cmdline), marked), a.c.Memory.Command.Args()...)
-	return pid1.LoadKernel(kernel, initrd, strings.Join(words, " "))
+	return loadKernel(os.Open, kernel, initrd, strings.Join(words, " "))
 }
 
 // Resume puts the state of the RAM system that started this kernel where the

@@ -56,6 +56,7 @@ const (
 	OrderImage   = "image"   // Permit, Image
 	OrderRAM     = "ram"     // RAM: load an image into memory and run it; no disk is touched
 	OrderRescue  = "rescue"  // Rescue: let an operator in by ssh
+	OrderKexec   = "kexec"   // Kexec: start the system that was written, past the firmware
 	OrderReboot  = "reboot"  // in-band: sync and reboot (machines without power control)
 	OrderOff     = "off"     // in-band: sync and power off
 	OrderBurnin  = "burnin"  // Burnin
@@ -74,6 +75,7 @@ type Order struct {
 	Wipe   *WipeOrder              `json:"wipe,omitempty"`
 	Image  *ImageOrder             `json:"image,omitempty"`
 	RAM    *RAMOrder               `json:"ram,omitempty"`
+	Kexec  *KexecOrder             `json:"kexec,omitempty"`
 	Rescue *RescueOrder            `json:"rescue,omitempty"`
 	Burnin *BurninOrder            `json:"burnin,omitempty"`
 	Join   *join.Grant             `json:"join,omitempty"`
@@ -96,6 +98,11 @@ type ImageOrder struct {
 
 	Mirrors []string `json:"mirrors,omitempty"` // image stores that are asked before Base; not trusted either
 	Swarm   bool     `json:"swarm,omitempty"`   // other nodes may be asked: PathSwarm says which
+}
+
+// KexecOrder says on which disk the system is.
+type KexecOrder struct {
+	Target inventory.DiskID `json:"target"`
 }
 
 // RAMOrder says what to run in memory, and what to leave in it.
@@ -141,6 +148,7 @@ type Inventory struct {
 	Hardware inventory.Hardware `json:"hardware"`
 	Salvage  *inventory.Salvage `json:"salvage,omitempty"`
 	Image    string             `json:"image,omitempty"` // installed system: digest it runs from
+	Start    string             `json:"start,omitempty"` // installed system: disk, kexec or ram, by what it was started
 	Addr     string             `json:"addr,omitempty"`
 }
 

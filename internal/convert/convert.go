@@ -155,6 +155,7 @@ type Inspection struct {
 	Hardware inventory.Hardware `json:"hardware"`
 	Salvage  *inventory.Salvage `json:"salvage,omitempty"`
 	Image    string             `json:"image,omitempty"`
+	Start    string             `json:"start,omitempty"`
 	Addr     string             `json:"addr,omitempty"`
 }
 

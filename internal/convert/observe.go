@@ -53,7 +53,7 @@ func (t *turn) booted(o store.Observation) error {
 func (t *turn) inspection(o store.Observation) error {
 	if t.n.State == inventory.Starting {
 		// Kept until the restart is confirmed: see mayConvert.
-		if h, err := t.here(); err != nil || h.mark(markRestarted) == nil {
+		if h, err := t.here(); err != nil || h.mark(markRestarted) == nil && !h.kexecs() {
 			return err
 		}
 	}
@@ -113,7 +113,12 @@ func (t *turn) installedSays(f found, hw inventory.Hardware) error {
 			return err
 		}
 		t.add(inventory.Event{Kind: inventory.KindMoved, Actor: system, To: inventory.BurningIn, Image: f.Image,
-			Reason: "it started from " + t.place(), Evidence: map[string]string{"addr": f.Addr}})
+			Reason: "it started from " + t.place(), Evidence: map[string]string{"addr": f.Addr, "start": f.Start}})
+		return nil
+	}
+	if h, err := t.passedOnce(); err != nil {
+		return err
+	} else if h != nil && t.n.Hardware.Digest() == hw.Digest() && t.provesCold(f, h) {
 		return nil
 	}
 	if t.n.Hardware != nil && t.n.Hardware.Digest() == hw.Digest() {
@@ -146,6 +151,10 @@ func (t *turn) result(o store.Observation) error {
 	t.consume(o)
 	if r.Fence == t.n.Fence && (r.Mode == modeRAM || r.Order == rejoinID(t.n)) {
 		return t.loaded(r)
+	}
+	if r.Fence == t.n.Fence && r.Order == kexecID(t.n) {
+		t.kexeced(r)
+		return nil
 	}
 	if r.Fence != t.n.Fence || r.Order != orderID(t.n) {
 		return nil // of an earlier boot or an earlier entry into this state

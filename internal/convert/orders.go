@@ -166,6 +166,10 @@ func (t *turn) rebootOrder(o Order, wait func(string) (Order, error)) (Order, er
 	if err != nil {
 		return Order{}, err
 	}
+	if t.n.State == inventory.Starting && h.kexecs() && h.mark(markKexecFailed) == nil {
+		o.ID, o.Kind, o.Plan = kexecID(t.n), orderKexec, t.n.Plan
+		return o, nil
+	}
 	if m := h.mark(markRestarted); m != nil && m.Evidence["via"] == "agent" {
 		o.Kind = orderReboot
 		return o, nil
@@ -313,6 +317,14 @@ func (t *turn) installedOrder(o Order, wait func(string) (Order, error)) (Order,
 		h, err := t.here()
 		if err != nil {
 			return Order{}, err
+		}
+		if n.State == inventory.BurningIn && h.mark(markPassed) != nil {
+			if m := h.mark(markRestarted); m != nil && m.Evidence["via"] == "agent" {
+				o.ID += "/cold"
+				o.Kind, o.Why = orderReboot, "to start from its disk through the firmware"
+				return o, nil
+			}
+			return wait("it is restarted from its own disk")
 		}
 		if n.State == inventory.ReVerifying && (t.Join != nil && h.mark(markPrepared) == nil || h.mark(markPassed) != nil) {
 			return wait("the cluster is being told")

@@ -43,6 +43,12 @@ func (t *turn) burningIn() error {
 	if !asApproved(t.n) {
 		return t.failChanged(t.n.Plan.Hardware)
 	}
+	if h, err := t.passedOnce(); h != nil || err != nil {
+		if err != nil {
+			return err
+		}
+		return t.coldStart(h)
+	}
 	if p, ok := t.profile(); !ok {
 		t.note("there is no burn-in profile %q: put it back into site.yaml", p.Name)
 		return nil
@@ -128,6 +134,10 @@ func (t *turn) judge(r reported) error {
 	}
 	t.boundary(t.n.ID, "report filed")
 
+	cold, err := t.cold()
+	if err != nil {
+		return err
+	}
 	v := rep.Verdict
 	pass := v.Answer == burnin.PASS && (!v.Simulated || t.Site.Lab)
 	e := inventory.Event{Kind: inventory.KindReport, Actor: system, Report: rep.ID, Reason: "burn-in: " + string(v.Answer),
@@ -143,6 +153,9 @@ func (t *turn) judge(r reported) error {
 	switch {
 	case pass && t.n.State == inventory.ReVerifying:
 		t.setMark(markPassed, "burn-in passed: report "+rep.ID, nil)
+		return nil
+	case pass && !cold:
+		t.setMark(markPassed, "burn-in passed: report "+rep.ID+"; it must start from its own disk yet", nil)
 		return nil
 	case pass:
 		t.move(inventory.Joining, "burn-in passed: report "+rep.ID, nil)

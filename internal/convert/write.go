@@ -146,6 +146,9 @@ func (t *turn) writeTask(r reported) inventory.Task {
 // starting restarts the machine from its own disk and waits for the installed
 // system to report.
 func (t *turn) starting() error {
+	if restart, err := t.kexec(); !restart || err != nil {
+		return err
+	}
 	done, err := t.restart(t.device(), "from "+t.place())
 	if err != nil || !done || t.dirty() {
 		return err

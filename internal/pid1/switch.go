@@ -73,18 +73,8 @@ func empty(dir string, dev uint64) {
 }
 
 // LoadKernel readies a kernel that ExitKexec starts.
-func LoadKernel(kernel, initrd, cmdline string) error {
-	k, err := os.Open(kernel)
-	if err != nil {
-		return err
-	}
-	defer k.Close()
-	i, err := os.Open(initrd)
-	if err != nil {
-		return err
-	}
-	defer i.Close()
-	err = unix.KexecFileLoad(int(k.Fd()), int(i.Fd()), cmdline, 0)
+func LoadKernel(kernel, initrd *os.File, cmdline string) error {
+	err := unix.KexecFileLoad(int(kernel.Fd()), int(initrd.Fd()), cmdline, 0)
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EKEYREJECTED), errors.Is(err, unix.ENODATA):
 		return fmt.Errorf("kexec: the running kernel is locked down and does not take this one (%w): with Secure Boot it must be signed with a key that the firmware knows", err)

@@ -163,6 +163,8 @@ func (s *Server) wire(a store.Agent, o convert.Order) api.Order {
 	case o.Kind == api.OrderImage && o.Plan != nil:
 		out.Image = &api.ImageOrder{Manifest: o.Plan.Image, Base: s.ImageURL, Target: o.Plan.Target, ReadBack: o.Plan.ReadBack, Mirrors: s.mirrors(a.Node), Swarm: s.Swarm.Tracker != nil}
 		out.Image.Handoff = s.handoff(a, o, o.Plan.Image)
+	case o.Kind == api.OrderKexec && o.Plan != nil:
+		out.Kexec = &api.KexecOrder{Target: o.Plan.Target}
 	case o.Kind == api.OrderRescue && o.Once != nil:
 		out.Rescue = &api.RescueOrder{Keys: s.Rescue.Keys, Until: o.Once.Until, Write: o.Once.Write, Tools: s.Rescue.Tools, Digest: s.Rescue.Digest}
 	case o.Kind == api.OrderRAM:

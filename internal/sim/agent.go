@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -34,6 +35,7 @@ type agent struct {
 	key     ed25519.PublicKey // of the site
 	results map[string]api.Result
 	image   string // installed: digest it runs from
+	start   string // installed: by what it was started
 }
 
 // ram runs the agent of the RAM system.
@@ -76,7 +78,7 @@ func (l life) ram(ctx context.Context, args map[string]string) {
 // installed runs the agent of the system on the disk.
 func (l life) installed(ctx context.Context, d disk) {
 	a := &agent{life: l, server: d.handoff.Server, mode: "installed", session: d.handoff.Session, fence: d.handoff.Fence,
-		key: d.handoff.SiteKey, results: map[string]api.Result{}, image: d.image}
+		key: d.handoff.SiteKey, results: map[string]api.Result{}, image: d.image, start: cmp.Or(d.start, "disk")}
 	for !a.inventory(ctx, "") {
 		if l.pause(ctx, 5) != nil {
 			return
@@ -173,11 +175,22 @@ func (a *agent) carryOut(ctx context.Context, o api.Order) (r api.Result, done b
 		return a.wipe(ctx, o, fail)
 	case api.OrderImage:
 		return a.write(ctx, o, fail)
+	case api.OrderKexec:
+		if a.cfg.Fault == "kexec" {
+			return fail("other", "the running kernel is locked down (simulated)")
+		}
+		var d disk
+		if !a.alive(ctx, func() { d = a.disk }) || d.handoff == nil {
+			return fail("other", "there is no system on its disk")
+		}
+		d.start = "kexec"
+		a.life.installed(ctx, d) // as long as the machine runs
+		return r, false
 	case api.OrderRAM:
 		if o.RAM == nil || a.cfg.Fault == "ram" {
 			return fail("verify", "chunk 1 does not have the digest that the manifest names (simulated)")
 		}
-		a.installed(ctx, disk{image: o.RAM.Manifest, handoff: &o.RAM.Handoff}) // as long as the machine runs
+		a.life.installed(ctx, disk{image: o.RAM.Manifest, handoff: &o.RAM.Handoff, start: "ram"}) // as long as the machine runs
 		return r, false
 	case api.OrderBurnin:
 		return a.burnin(ctx, o, fail)
@@ -342,6 +355,9 @@ func (a *agent) check(c burnin.Spec) burnin.Result {
 
 func (a *agent) inventory(ctx context.Context, order string) bool {
 	i := api.Inventory{Order: order, Hardware: a.cfg.Hardware, Salvage: a.cfg.Salvage, Image: a.image, Addr: "127.0.0.1"}
+	if a.image != "" {
+		i.Start = a.start
+	}
 	status, err := a.post(ctx, api.PathInventory, i, nil)
 	return err == nil && status < 300
 }

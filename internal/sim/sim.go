@@ -107,6 +107,7 @@ type disk struct {
 	part    string // digest of the image that is being written
 	done    int    // its chunks
 	handoff *handoff
+	start   string // by what the system on it was started, when not from it
 }
 
 var _ vbmc.Power = (*Machine)(nil)
