@@ -179,7 +179,7 @@ func Key(r Recipe, l Lock, extra []Extra) (string, error) {
 
 // builderVersion is part of every key: raise it when the builder makes
 // something else of the same recipe and lock.
-const builderVersion = 3
+const builderVersion = 4
 
 func contentKey(parts ...any) string {
 	b, err := json.Marshal(parts)

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"crypto/sha1"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -97,6 +98,22 @@ type spdxPackage struct {
 	SourceInfo string         `json:"sourceInfo,omitempty"`
 	Checksums  []spdxChecksum `json:"checksums,omitempty"`
 	Refs       []spdxRef      `json:"externalRefs,omitempty"`
+
+	Verification *spdxVerification `json:"packageVerificationCode,omitempty"`
+}
+
+type spdxVerification struct {
+	Value string `json:"packageVerificationCodeValue"`
+}
+
+// verificationCode names all files of a package (7.9.4).
+func verificationCode(files []fileEntry) *spdxVerification {
+	var sums []string
+	for _, f := range files {
+		sums = append(sums, fmt.Sprintf("%x", f.sha1))
+	}
+	slices.Sort(sums)
+	return &spdxVerification{fmt.Sprintf("%x", sha1.Sum([]byte(strings.Join(sums, ""))))}
 }
 
 type spdxFile struct {
@@ -135,7 +152,8 @@ func (b *builder) sbom(m images.Manifest, files []fileEntry) ([]byte, error) {
 		Namespace: "https://spdx.org/spdxdocs/" + m.Title() + "-" + m.Key,
 		Creation:  spdxCreation{b.Lock.Date.Format(time.RFC3339), []string{fmt.Sprintf("Tool: smelt-image-build-%d", builderVersion)}},
 		Packages: []spdxPackage{{
-			ID: image, Name: m.Title(), Version: m.Key, Location: "NOASSERTION", Purpose: "OPERATING-SYSTEM", Checksums: sha256Sum(m.Blob),
+			ID: image, Name: m.Title(), Version: m.Key, Location: "NOASSERTION", Purpose: "OPERATING_SYSTEM", Checksums: sha256Sum(m.Blob),
+			Analyzed: true, Verification: verificationCode(files),
 		}},
 		Relationships: []spdxRelationship{{"SPDXRef-DOCUMENT", "DESCRIBES", image}},
 	}

@@ -3,7 +3,9 @@ package build
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/sha1"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,6 +94,15 @@ func TestSBOM(t *testing.T) {
 	}
 	if len(doc.Packages) != 4 || len(doc.Files) != 2 || len(doc.Relationships) != 6 {
 		t.Fatalf("%d packages, %d files, %d relationships", len(doc.Packages), len(doc.Files), len(doc.Relationships))
+	}
+	// As echo -n SHA1 SHA1 | sha1sum of the files' sorted sums has it.
+	one, two := doc.Files[0].Checksums[0].Value, doc.Files[1].Checksums[0].Value
+	if code := fmt.Sprintf("%x", sha1.Sum([]byte(min(one, two)+max(one, two)))); doc.Packages[0].PackageVerificationCode.Value != code || !doc.Packages[0].FilesAnalyzed {
+		t.Errorf("verification code %+v, want %s", doc.Packages[0].PackageVerificationCode, code)
+	}
+	// The words of the JSON schema, where they are not those of the text.
+	if doc.Packages[0].PrimaryPackagePurpose != "OPERATING_SYSTEM" {
+		t.Errorf("purpose %s", doc.Packages[0].PrimaryPackagePurpose)
 	}
 	p := doc.Packages[2]
 	if got := p.PackageExternalReferences[0].Locator; got != "pkg:deb/debian/libc6@1%3A2.36-9%2Bdeb12u14~x?arch=amd64&distro=bookworm&upstream=glibc" {
