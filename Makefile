@@ -30,7 +30,7 @@ demo: deps-demo build
 ## image-ci: builds the images of RECIPE and tries each in QEMU by the path that
 ## real machines go, without KVM; JUnit files and logs are left in image-ci/
 image-ci: deps-demo build
-	@mkdir -p image-ci; found=$$($(SUDO) bin/smelt image build $(RECIPE) $(BUILD_ARGS) --state .cache/image-ci) && rc=0 && \
+	@mkdir -p image-ci; found=$$($(SUDO) bin/smelt image build $(RECIPE) --relock $(BUILD_ARGS) --state .cache/image-ci) && rc=0 && \
 	for d in $$found; do \
 		$(SUDO) bin/smelt image test $$d --state .cache/image-ci --junit image-ci/$${d:0:12}.xml --logs image-ci/$${d:0:12} $(TEST_ARGS) || rc=$$?; \
 	done; exit $${rc:-1}
@@ -38,7 +38,7 @@ image-ci: deps-demo build
 ## image-cuda: the same for the image with Debian's NVIDIA driver, whose modules
 ## are compiled for it; some 20 minutes on two cores, and not part of the CI
 image-cuda:
-	@$(MAKE) --no-print-directory image-ci RECIPE=images/recipes/debian-12-cuda.yaml BUILD_ARGS="--variant r535 --relock"
+	@$(MAKE) --no-print-directory image-ci RECIPE=images/recipes/debian-12-cuda.yaml BUILD_ARGS="--variant r535"
 
 ## test: everything that CI runs: no test may skip, the slow ones run too
 ## (QEMU machines, the image build), and last the demo's conversion

@@ -21,27 +21,34 @@ func newImageBuild(state *string) *cobra.Command {
 	var sim, dry bool
 	cmd := &cobra.Command{
 		Use:   "build RECIPE",
-		Short: "Build the image of a recipe from its lock, sign it and put it into the store",
-		Long: `Build the image of a recipe from its lock file, sign it with the site's key and
-put it into the store under its name. Every package is taken from the cache or
+		Short: "Build the images of a recipe from their locks, sign them and put them into the store",
+		Long: `Build the image of a recipe, or of each of its variants, from its lock file, sign
+it with the site's key and put it into the store under its name. Every package is taken from the cache or
 from where the lock says, and verified; the same lock gives the same image, bit
 for bit. It needs root and a Debian host, which stays read-only to everything
 that the recipe runs. What did not change is not built again.`,
 		Example: "  sudo smelt image build images/recipes/debian-12-lab.yaml",
 		Args:    exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if f.own && !dry {
-				if err := f.refit(cmd.Context(), args[0], cmd.ErrOrStderr()); err != nil {
-					return err
-				}
-			}
-			recipe, l, err := f.locked(args[0])
+			all, err := f.recipes(args[0])
 			if err != nil {
 				return err
 			}
 			extra, err := agentFiles(bin, sim)
 			if err != nil {
 				return err
+			}
+			// What is wrong with the last is said before the first is built.
+			locks := make([]build.Lock, len(all))
+			for i, r := range all {
+				if f.own && !dry {
+					if err := f.refit(cmd.Context(), r, cmd.ErrOrStderr()); err != nil {
+						return err
+					}
+				}
+				if locks[i], err = f.locked(r); err != nil {
+					return err
+				}
 			}
 			key, err := siteKey(*state)
 			if err != nil {
@@ -51,39 +58,16 @@ that the recipe runs. What did not change is not built again.`,
 			if err != nil {
 				return err
 			}
-			say := newStages(cmd.ErrOrStderr())
-			o := build.Options{
-				Recipe: recipe, Lock: l, Extra: extra, Cache: f.cache, Mirrors: f.mirrors, Out: st, Key: key, Progress: say.show,
-			}
-			if dry {
-				return sayPlan(cmd, o)
-			}
-			digest, info, err := build.Build(cmd.Context(), o)
-			if f.own && errors.Is(err, build.ErrGone) {
-				say.end()
-				fmt.Fprintf(cmd.ErrOrStderr(), "smelt: %v\n", err)
-				if err := f.relock(cmd.Context(), recipe, false, cmd.ErrOrStderr()); err != nil {
+			for i, r := range all {
+				o := build.Options{Recipe: r, Lock: locks[i], Extra: extra, Cache: f.cache, Mirrors: f.mirrors, Out: st, Key: key}
+				one := f.build
+				if dry {
+					one = sayPlan
+				}
+				if err := one(cmd, o); err != nil {
 					return err
 				}
-				if o.Recipe, o.Lock, err = f.locked(args[0]); err != nil {
-					return err
-				}
-				digest, info, err = build.Build(cmd.Context(), o)
 			}
-			say.end()
-			if err != nil {
-				return err
-			}
-			how := "built in " + info.Elapsed.Round(time.Second).String()
-			if info.Hit {
-				how = "nothing changed since it was built"
-			}
-			fmt.Fprintf(cmd.ErrOrStderr(), "image %s %s: %s, kernel %s, %d MiB of data in %d MiB\n",
-				recipe.Title(), digest.Short(), how, info.Kernel, info.Data>>20, info.Compressed>>20)
-			if info.Log != "" {
-				fmt.Fprintf(cmd.ErrOrStderr(), "log: %s\n", info.Log)
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), digest)
 			return nil
 		},
 	}
@@ -92,6 +76,39 @@ that the recipe runs. What did not change is not built again.`,
 	cmd.Flags().BoolVar(&f.own, "relock", false, "keep a lock in the cache, and make it anew where it fits no more or its packages are gone from the mirror")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would be done, and do nothing")
 	return cmd
+}
+
+// build builds one image, and prints its digest.
+func (f *recipeFlags) build(cmd *cobra.Command, o build.Options) error {
+	say := newStages(cmd.ErrOrStderr())
+	o.Progress = say.show
+	digest, info, err := build.Build(cmd.Context(), o)
+	say.end()
+	if f.own && errors.Is(err, build.ErrGone) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "smelt: %v\n", err)
+		if err := f.relock(cmd.Context(), o.Recipe, false, cmd.ErrOrStderr()); err != nil {
+			return err
+		}
+		if o.Lock, err = f.locked(o.Recipe); err != nil {
+			return err
+		}
+		digest, info, err = build.Build(cmd.Context(), o)
+		say.end()
+	}
+	if err != nil {
+		return err
+	}
+	how := "built in " + info.Elapsed.Round(time.Second).String()
+	if info.Hit {
+		how = "nothing changed since it was built"
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "image %s %s: %s, kernel %s, %d MiB of data in %d MiB\n",
+		o.Recipe.Title(), digest.Short(), how, info.Kernel, info.Data>>20, info.Compressed>>20)
+	if info.Log != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "log: %s\n", info.Log)
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), digest)
+	return nil
 }
 
 // sayPlan says what a build would do.

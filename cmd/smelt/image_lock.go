@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -46,7 +45,10 @@ func (f *recipeFlags) recipes(file string) ([]build.Recipe, error) {
 		return nil, usageError{err.Error(), ""}
 	}
 	if f.variant == "" {
-		return r.Images(), nil
+		if all := r.Images(); f.lock == "" || len(all) == 1 {
+			return all, nil
+		}
+		return nil, usageError{"--lock names one file, and the recipe has several images", "--variant"}
 	}
 	one, err := r.Image(f.variant)
 	if err != nil {
@@ -67,33 +69,29 @@ func (f *recipeFlags) recipe(file string) (build.Recipe, error) {
 	return r, nil
 }
 
-// locked reads the recipe of one image and the lock that fits it.
-func (f *recipeFlags) locked(file string) (build.Recipe, build.Lock, error) {
-	r, err := f.recipe(file)
-	if err != nil {
-		return r, build.Lock{}, err
-	}
+// locked reads the lock of one image, which must fit its recipe.
+func (f *recipeFlags) locked(r build.Recipe) (build.Lock, error) {
 	l, err := build.ParseLock(f.lockFile(r))
 	if errors.Is(err, fs.ErrNotExist) {
-		return r, l, usageError{fmt.Sprintf("image %s is not locked: there is no %s", r.Title(), f.lockFile(r)), f.command(file) + ", or build with --relock"}
+		return l, usageError{fmt.Sprintf("image %s is not locked: there is no %s", r.Title(), f.lockFile(r)), f.command(r) + ", or build with --relock"}
+	}
+	if err == nil {
+		err = l.Fits(r)
 	}
 	if err != nil {
-		return r, l, usageError{err.Error(), ""}
+		return l, usageError{err.Error(), f.command(r)}
 	}
-	if err := l.Fits(r); err != nil {
-		return r, l, usageError{err.Error(), ""}
-	}
-	return r, l, nil
+	return l, nil
 }
 
 // command is how to lock.
-func (f *recipeFlags) command(file string) string {
-	s := "smelt image lock " + file
+func (f *recipeFlags) command(r build.Recipe) string {
+	s := "smelt image lock " + r.Path()
 	if f.lock != "" {
 		s += " --lock " + f.lock
 	}
-	if f.variant != "" {
-		s += " --variant " + f.variant
+	if r.Variant != "" {
+		s += " --variant " + r.Variant
 	}
 	return s
 }
@@ -179,9 +177,6 @@ Kernel, modules and driver are held against each other. Needs no root.`,
 			if _, err := checkCards(cmd, whole); err != nil {
 				return err
 			}
-			if f.lock != "" && len(all) > 1 {
-				return usageError{"--lock names one file, and the recipe has several images", "--variant"}
-			}
 			for _, r := range all {
 				if err := f.relock(cmd.Context(), r, dry, cmd.ErrOrStderr()); err != nil {
 					return err
@@ -210,7 +205,11 @@ programs and the version of the builder. Images with the same key are the same,
 so a CI need not build what it has under that key.`,
 		Args: exactly("RECIPE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, l, err := f.locked(args[0])
+			r, err := f.recipe(args[0])
+			if err != nil {
+				return err
+			}
+			l, err := f.locked(r)
 			if err != nil {
 				return err
 			}
@@ -232,11 +231,7 @@ so a CI need not build what it has under that key.`,
 }
 
 // refit makes the lock that is missing or fits no more.
-func (f *recipeFlags) refit(ctx context.Context, file string, say io.Writer) error {
-	r, err := f.recipe(file)
-	if err != nil {
-		return err
-	}
+func (f *recipeFlags) refit(ctx context.Context, r build.Recipe, say io.Writer) error {
 	l, err := build.ParseLock(f.lockFile(r))
 	if err == nil {
 		err = l.Fits(r)
@@ -245,7 +240,7 @@ func (f *recipeFlags) refit(ctx context.Context, file string, say io.Writer) err
 		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintf(say, "lock: %s\n", strings.TrimSpace(err.Error()))
+		fmt.Fprintf(say, "lock: %v\n", err)
 	}
 	if err := os.MkdirAll(filepath.Dir(f.lockFile(r)), 0o755); err != nil {
 		return err

@@ -95,7 +95,7 @@ func TestImages(t *testing.T) {
 	}
 	dir := t.TempDir()
 	state, cache := filepath.Join(dir, "state"), filepath.Join(top, ".cache")
-	if rc, _ := smelt(t, top, "image", "build", filepath.Join(top, "images/recipes/debian-12-lab.yaml"), "--state", state, "--cache", cache); rc != 0 {
+	if rc, _ := smelt(t, top, "image", "build", filepath.Join(top, "images/recipes/debian-12-lab.yaml"), "--relock", "--state", state, "--cache", cache); rc != 0 {
 		t.Fatal("the base image is not built")
 	}
 	try := func(t *testing.T, image string, args ...string) (int, []string, map[string]string) {
