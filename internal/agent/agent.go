@@ -3,7 +3,8 @@
 // system, where it runs burn-in and joins the cluster.
 //
 // It dials out only, to one server whose public key it was built with, asks
-// for orders and does one at a time. It believes an order for a destructive
+// for orders and does one at a time; while it writes an image, and then only, it
+// serves the chunks of it to other nodes. It believes an order for a destructive
 // step only after its own checks: see authorise.
 package agent
 
