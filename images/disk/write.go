@@ -144,6 +144,7 @@ func write(ctx context.Context, dev surface, size int64, path string, m images.M
 	err := w.run(ctx)
 	for _, b := range w.idle {
 		b.dec.Close()
+		b.free()
 	}
 	w.result.Elapsed = time.Since(w.began)
 	if err != nil {
@@ -361,8 +362,9 @@ func (w *writer) parallel(ctx context.Context, ts []task, do func(context.Contex
 
 // buffers belong to one worker.
 type buffers struct {
-	all []byte // a chunk, aligned
-	dec *images.Decoder
+	all  []byte // a chunk, aligned
+	free func()
+	dec  *images.Decoder
 }
 
 // buffers returns idle ones, or new ones: a stage uses those of the one before.
@@ -378,7 +380,12 @@ func (w *writer) buffers() (*buffers, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &buffers{alignedBuffer(images.ChunkSize), dec}, nil
+	all, free, err := hugeBuffer()
+	if err != nil {
+		dec.Close()
+		return nil, err
+	}
+	return &buffers{all, free, dec}, nil
 }
 
 func (w *writer) free(b *buffers) {

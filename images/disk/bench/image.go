@@ -31,7 +31,7 @@ import (
 // for what ends in File and the manifest, which a node has got before.
 type published struct {
 	kind                          string
-	manifest, blob                string // Smelt's
+	manifest                      string // Smelt's
 	raw, zst, bmap, qcow2, qcow2z string
 	rawFile, bmapFile             string
 	data, blobLen                 int64
@@ -49,7 +49,7 @@ func measure(ctx context.Context, dir string, size int64, kind, only string, rou
 	if err := ask(ctx, &made, "publish", dir, strconv.FormatInt(size, 10), kind); err != nil {
 		return outcome{}, err
 	}
-	p, stop, err := serve(dir, kind, made)
+	p, stop, err := serve(dir, kind, size, made)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -104,7 +104,7 @@ func measure(ctx context.Context, dir string, size int64, kind, only string, rou
 			s.limit = limit
 			r.samples = append(r.samples, s)
 			var same bool
-			if err := ask(ctx, &same, "equal", dev, p.rawFile, strconv.FormatInt(size, 10)); err != nil {
+			if err := ask(ctx, &same, "equal", dev, filepath.Join(dir, "raw"), strconv.FormatInt(size, 10)); err != nil {
 				return o, err
 			}
 			r.same = r.same && same
@@ -119,6 +119,11 @@ func selected(name, only string) bool {
 	return only == "" || slices.ContainsFunc(strings.Split(only, ","), func(s string) bool { return strings.HasPrefix(name, s) })
 }
 
+// unit is how much noise is made: a longer image is it again and again, so that
+// the server has everything in memory and reads nothing from the disk that is
+// measured. No tool here looks back that far.
+const unit = 1 << 30
+
 // prepared is what publish tells.
 type prepared struct {
 	Blob          images.Digest
@@ -128,10 +133,12 @@ type prepared struct {
 // publish makes an image and its published forms in dir.
 func publish(ctx context.Context, dir string, size int64, kind string) error {
 	raw := filepath.Join(dir, "raw")
+	made := size
 	var err error
 	switch kind {
 	case "incompressible":
-		err = writeNoise(raw, size)
+		made = min(size, unit)
+		err = writeNoise(raw, made)
 	case "sparse":
 		err = writeSystem(ctx, raw, size)
 	default:
@@ -150,7 +157,7 @@ func publish(ctx context.Context, dir string, size int64, kind string) error {
 	}
 	defer f.Close()
 	began := time.Now()
-	d, err := store.Add(ctx, images.Manifest{Name: "bench", Arch: "amd64", Created: began.UTC()}, f, size,
+	d, err := store.Add(ctx, images.Manifest{Name: "bench", Arch: "amd64", Created: began.UTC()}, f, made,
 		ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), nil)
 	if err != nil {
 		return err
@@ -159,7 +166,10 @@ func publish(ctx context.Context, dir string, size int64, kind string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "%s: %d MiB, %d MiB of data, %d MiB in the store after %.1f s\n", kind, size>>20, m.Data()>>20, m.BlobLen>>20, time.Since(began).Seconds())
+	fmt.Fprintf(os.Stderr, "%s: %d MiB, %d MiB of data, %d MiB in the store after %.1f s\n", kind, made>>20, m.Data()>>20, m.BlobLen>>20, time.Since(began).Seconds())
+	if m, err = again(m, size); err != nil {
+		return err
+	}
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -167,48 +177,56 @@ func publish(ctx context.Context, dir string, size int64, kind string) error {
 	if err := os.WriteFile(filepath.Join(dir, "manifest.json"), b, 0o600); err != nil {
 		return err
 	}
-	// The same compressed file for all that take zstd: Smelt's is one. bmaptool
-	// goes by the name.
-	if err := os.Symlink(filepath.Join("store", "blobs", m.Blob.String()), filepath.Join(dir, "raw.zst")); err != nil {
-		return err
-	}
-	forms := [][]string{{"bmaptool", "-q", "create", "-o", raw + ".bmap", raw}}
 	if kind == "sparse" {
-		forms = append(forms,
-			[]string{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, raw + ".qcow2"},
-			[]string{"qemu-img", "convert", "-c", "-W", "-m", "8", "-o", "compression_type=zstd", "-f", "raw", "-O", "qcow2", raw, raw + "z.qcow2"})
-	}
-	for _, c := range forms {
-		if out, err := exec.CommandContext(ctx, c[0], c[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w\n%s", c[0], err, out)
+		for _, c := range [][]string{
+			{"bmaptool", "-q", "create", "-o", raw + ".bmap", raw},
+			{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, raw + ".qcow2"},
+			{"qemu-img", "convert", "-c", "-W", "-m", "4", "-o", "compression_type=zstd", "-f", "raw", "-O", "qcow2", raw, raw + "z.qcow2"},
+		} {
+			if out, err := exec.CommandContext(ctx, c[0], c[1:]...).CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w\n%s", c[0], err, out)
+			}
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(prepared{m.Blob, m.Data(), m.BlobLen})
 }
 
-// serve serves what publish made: one server for all, that of Smelt's store
-// for the store, Go's for the other files; both send with sendfile.
-func serve(dir, kind string, made prepared) (published, func(), error) {
-	store, err := images.OpenStore(filepath.Join(dir, "store"))
-	if err != nil {
-		return published{}, nil, err
+// again returns the manifest of an image that is m's several times.
+func again(m images.Manifest, size int64) (images.Manifest, error) {
+	if size%m.Size != 0 {
+		return m, fmt.Errorf("%d MiB are no multiple of %d MiB", size>>20, m.Size>>20)
 	}
+	one, blob := m.Chunks, m.BlobLen
+	for m.Size < size {
+		for _, c := range one {
+			c.Offset += m.Size
+			c.BlobOff += m.BlobLen
+			m.Chunks = append(m.Chunks, c)
+		}
+		m.Size += int64(len(one)) * images.ChunkSize
+		m.BlobLen += blob
+	}
+	return m, m.Validate()
+}
+
+// serve serves what publish made to all tools alike, by sendfile.
+func serve(dir, kind string, size int64, made prepared) (published, func(), error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return published{}, nil, err
 	}
+	raw, blob := filepath.Join(dir, "raw"), filepath.Join(dir, "store", "blobs", made.Blob.String())
 	mux := http.NewServeMux()
-	mux.Handle("/", store.Handler())
-	mux.Handle("/files/", http.StripPrefix("/files/", http.FileServer(http.Dir(dir))))
+	mux.Handle("/raw", repeated{raw, size})
+	mux.Handle("/raw.zst", repeated{blob, made.BlobLen})
+	mux.Handle("/", http.FileServer(http.Dir(dir)))
 	srv := &http.Server{Handler: mux}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	base := "http://" + l.Addr().String()
-	files, raw := base+"/files/raw", filepath.Join(dir, "raw")
 	return published{
-			kind: kind, data: made.Data, blobLen: made.BlobLen,
-			manifest: filepath.Join(dir, "manifest.json"), blob: base + "/blob/" + made.Blob.String(),
-			raw: files, zst: files + ".zst", bmap: files + ".bmap", qcow2: files + ".qcow2", qcow2z: files + "z.qcow2",
+			kind: kind, data: made.Data, blobLen: made.BlobLen, manifest: filepath.Join(dir, "manifest.json"),
+			raw: base + "/raw", zst: base + "/raw.zst", bmap: base + "/raw.bmap", qcow2: base + "/raw.qcow2", qcow2z: base + "/rawz.qcow2",
 			rawFile: raw, bmapFile: raw + ".bmap",
 		}, func() {
 			srv.Close()
@@ -216,6 +234,61 @@ func serve(dir, kind string, made prepared) (published, func(), error) {
 				fmt.Fprintln(os.Stderr, "server:", e)
 			}
 		}, nil
+}
+
+// repeated serves a file as often after itself as makes size, with ranges.
+type repeated struct {
+	path string
+	size int64
+}
+
+func (f repeated) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	file, err := os.Open(f.path)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer file.Close()
+	i, err := file.Stat()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	if i.Size() == f.size {
+		http.ServeContent(w, r, "", time.Time{}, file)
+		return
+	}
+	off, end, status := int64(0), f.size, http.StatusOK
+	if s, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok {
+		from, to, _ := strings.Cut(s, "-")
+		off, err = strconv.ParseInt(from, 10, 64)
+		if last, e := strconv.ParseInt(to, 10, 64); e == nil {
+			end = min(last+1, f.size)
+		}
+		if err != nil || off >= end {
+			http.Error(w, "range", http.StatusRequestedRangeNotSatisfiable)
+			return
+		}
+		status = http.StatusPartialContent
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, end-1, f.size))
+	}
+	w.Header().Set("Accept-Ranges", "bytes")
+	w.Header().Set("Content-Length", strconv.FormatInt(end-off, 10))
+	w.WriteHeader(status)
+	if r.Method == http.MethodHead {
+		return
+	}
+	for off < end {
+		at := off % i.Size()
+		n := min(end-off, i.Size()-at)
+		if _, err := file.Seek(at, io.SeekStart); err != nil {
+			return
+		}
+		if _, err := io.CopyN(w, file, n); err != nil {
+			return // the tool has gone
+		}
+		off += n
+	}
 }
 
 // writeNoise makes an image that no compressor shortens.
@@ -343,6 +416,10 @@ func equal(dev, raw string, size int64) (bool, error) {
 		return false, err
 	}
 	defer r.Close()
+	i, err := r.Stat()
+	if err != nil {
+		return false, err
+	}
 	var g errgroup.Group
 	const piece = 4 << 20
 	n := int64(runtime.NumCPU())
@@ -360,7 +437,7 @@ func equal(dev, raw string, size int64) (bool, error) {
 				if _, err := d.ReadAt(a[:l], off); err != nil {
 					return err
 				}
-				if _, err := r.ReadAt(b[:l], off); err != nil {
+				if _, err := r.ReadAt(b[:l], off%i.Size()); err != nil {
 					return err
 				}
 				if !bytes.Equal(a[:l], b[:l]) {

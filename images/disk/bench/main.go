@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -32,7 +34,7 @@ func main() {
 	}
 	mib := flag.String("mib", "4096,16384", "sizes of the images, MiB")
 	kinds := flag.String("kinds", "incompressible,sparse", "what is in them")
-	dir := flag.String("dir", "", "folder for images and disk (default: a temporary one); three times the largest image must fit")
+	dir := flag.String("dir", "", "folder for images and disk (default: a temporary one); twice the largest image must fit")
 	rounds := flag.Int("rounds", 3, "runs of each tool; images above 4 GiB get one")
 	only := flag.String("only", "", "tools, by the beginning of their names; all without it")
 	flag.Parse()
@@ -60,6 +62,10 @@ func run(ctx context.Context, dir, sizes, kinds, only string, rounds int) (err e
 			if mib > 4096 {
 				n = 1
 			}
+			if err := fits(dir, 2*mib<<20); err != nil {
+				fmt.Fprintf(os.Stderr, "%s, %d MiB is left out: %v\n", kind, mib, err)
+				continue
+			}
 			o, err := measure(ctx, dir, mib<<20, kind, only, n)
 			if err != nil {
 				return fmt.Errorf("%s, %d MiB: %w", kind, mib, err)
@@ -69,6 +75,18 @@ func run(ctx context.Context, dir, sizes, kinds, only string, rounds int) (err e
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{"bench": "images", "results": results(all)})
+}
+
+// fits says why so many bytes do not fit in dir.
+func fits(dir string, n int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return err
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < n {
+		return fmt.Errorf("%s has %d MiB free, and %d MiB are needed", dir, free>>20, n>>20)
+	}
+	return nil
 }
 
 // sample is one run of one tool.
