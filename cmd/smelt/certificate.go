@@ -73,8 +73,9 @@ func newCertificateShow(o *options) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				// The signed bytes as they are, whatever format: they are the proof.
-				_, err = fmt.Fprintln(c.OutOrStdout(), string(b))
+				// The signed bytes as they are, whatever the format and without a byte
+				// more: they are the proof, and the page names their digest.
+				_, err = c.OutOrStdout().Write(b)
 				return err
 			})
 		},

@@ -254,7 +254,7 @@ func (a *ataDrive) sanitize(ctx context.Context, d *drive, t taskfile, progress 
 	if err := ata(a.port, &t); err != nil {
 		return err
 	}
-	s, err := d.await(ctx, a, progress)
+	s, err := d.begun(ctx, a, progress)
 	switch {
 	case err != nil:
 		return err

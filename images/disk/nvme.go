@@ -177,7 +177,7 @@ func (n *nvmeDrive) sanitize(ctx context.Context, d *drive, cdw10 uint32, progre
 	if err := n.port.nvme(&nvmeCommand{opcode: nvmeSanitize, cdw10: cdw10, timeout: uint32(time.Minute.Milliseconds())}, nil); err != nil {
 		return err
 	}
-	s, err := d.await(ctx, n, progress)
+	s, err := d.begun(ctx, n, progress)
 	if err != nil {
 		return err
 	}

@@ -185,7 +185,7 @@ func (s *scsiDrive) sanitize(ctx context.Context, d *drive, action byte, progres
 	if err := send(s.port, c); err != nil {
 		return err
 	}
-	e, err := d.await(ctx, s, progress)
+	e, err := d.begun(ctx, s, progress)
 	if err != nil {
 		return err
 	}

@@ -423,11 +423,27 @@ func (d *drive) await(ctx context.Context, own eraser, progress func(done, total
 		if time.Since(moved) > stalled {
 			return s, fmt.Errorf("the drive erases itself and has been at %.1f %% for %s: replace it", 100*last, stalled)
 		}
-		select {
-		case <-ctx.Done():
-			return s, ctx.Err()
-		case <-time.After(d.pause):
+		if err := d.rest(ctx); err != nil {
+			return s, err
 		}
+	}
+}
+
+// begun waits as await does, for an erase that was just begun: a drive may
+// need a moment until it says so.
+func (d *drive) begun(ctx context.Context, own eraser, progress func(done, total int64)) (erasure, error) {
+	if err := d.rest(ctx); err != nil {
+		return erasure{}, err
+	}
+	return d.await(ctx, own, progress)
+}
+
+func (d *drive) rest(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d.pause):
+		return nil
 	}
 }
 
@@ -512,17 +528,13 @@ func (d *drive) somewhere(n int) int64 {
 
 // left counts the places that hold what they held.
 func (d *drive) left(before evidence) (int, error) {
-	left := 0
+	left, patience := 0, 60 // it may just be starting anew
 	b := alignedBuffer(int(min(place, d.size/d.sector*d.sector)))
 	for off, sum := range before {
-		var err error
-		for try := range 6 { // it may just be starting anew
-			if try > 0 {
-				time.Sleep(d.pause)
-			}
-			if _, err = d.ReadAt(b, off); err == nil {
-				break
-			}
+		_, err := d.ReadAt(b, off)
+		for ; err != nil && patience > 0; patience-- {
+			time.Sleep(d.pause)
+			_, err = d.ReadAt(b, off)
 		}
 		if err != nil {
 			return left, fmt.Errorf("cannot be read after the wipe, at %d: %w", off, err)

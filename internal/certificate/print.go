@@ -53,7 +53,7 @@ func WriteText(w io.Writer, c Certificate) error {
 	line("approved by", "%s", or(c.Approved, "unknown"))
 	line("policy", "%s", c.Policy)
 	for _, d := range c.Disks {
-		line("disk", "%s, %s, %s", d.Model, identity(d.Disk), size(d.Disk.Size))
+		line("disk", "%s, %s, %s", or(d.Model, "unknown model"), identity(d.Disk), size(d.Disk.Size))
 		line("", "%s (NIST: %s) by %s in %s", d.Level, or(d.NIST, "unknown"), or(d.Method, "unknown"), took(d.Took))
 		line("", "%s", proof(d))
 		for _, n := range d.Notes {
@@ -61,7 +61,7 @@ func WriteText(w io.Writer, c Certificate) error {
 		}
 	}
 	for _, d := range c.Spared {
-		line("not wiped", "%s, %s, %s", d.Model, identity(d.DiskID), size(d.Size))
+		line("not wiped", "%s, %s, %s", or(d.Model, "unknown model"), identity(d.DiskID), size(d.Size))
 	}
 	if was := c.Was; was != nil {
 		line("was", "%s, worker %s, rig %s", or(was.MinerOS, "unknown"), or(was.Worker, "unknown"), or(was.Rig, "unknown"))
@@ -69,7 +69,7 @@ func WriteText(w io.Writer, c Certificate) error {
 			line("", "mined at %s", strings.Join(was.Pools, ", "))
 		}
 		for _, f := range was.Files {
-			line("", "%s: %d values not kept", f.Path, f.Redacted)
+			line("", "%s; values not kept: %d", f.Path, f.Redacted)
 		}
 	}
 	line("standard", "%s", c.Standard)

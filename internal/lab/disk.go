@@ -38,6 +38,7 @@ RUNNING_DELAY=60
 `,
 	"hive-config/wallet.conf": `#!/usr/bin/env bash
 CUSTOM_MINER=t-rex
+TREX_URL="stratum2+tcp://0x00000000000000000000000000000000000c0ffe.%[1]s@eu1.pool.example:4444"
 TREX_TEMPLATE="0x00000000000000000000000000000000000c0ffe.%[1]s"
 TREX_PASS="x-%[1]s"
 `,
