@@ -560,3 +560,23 @@ func FuzzSense(f *testing.F) {
 		}
 	})
 }
+
+// A command that answers after minutes is no silence: whoever watches the
+// machine hears of it each second.
+func TestSignOfLife(t *testing.T) {
+	for name, takes := range map[string]time.Duration{"known": time.Minute, "unknown": 0} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &drive{size: 1000, pause: time.Second}
+			heard, last := 0, int64(0)
+			err := d.meanwhile(takes, func(done, _ int64) {
+				if heard++; done < last || done >= 1000 {
+					t.Errorf("%s: %d after %d", name, done, last)
+				}
+				last = done
+			}, func() error { time.Sleep(90*time.Second + time.Millisecond); return nil })
+			if err != nil || heard != 90 || (last > 0) != (takes > 0) {
+				t.Errorf("%s: %v, heard %d times, last %d", name, err, heard, last)
+			}
+		})
+	}
+}

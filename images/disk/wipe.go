@@ -460,9 +460,11 @@ func (d *drive) meanwhile(takes time.Duration, progress func(done, total int64),
 		case err := <-end:
 			return err
 		case <-tick.C:
+			done := 0.0 // even that is a sign of life
 			if takes > 0 {
-				progress(int64(min(0.99, time.Since(began).Seconds()/takes.Seconds())*float64(d.size)), d.size)
+				done = min(0.99, time.Since(began).Seconds()/takes.Seconds())
 			}
+			progress(int64(done*float64(d.size)), d.size)
 		}
 	}
 }
