@@ -16,7 +16,7 @@ import (
 )
 
 // The real RAM system wipes drives of every kind that QEMU has: NVMe, alone
-// and with a second namespace, SATA behind AHCI, and SCSI. QEMU's NVMe drive
+// and with a second namespace, SATA behind AHCI, SCSI, and virtio. QEMU's NVMe drive
 // has Format and no Sanitize, its SATA drive neither SANITIZE nor a password:
 // what they do have is done to their last byte, and what they have not is
 // refused with not one byte changed. Drives that have more are in the tests of
@@ -57,6 +57,7 @@ func TestRAMSystemWipes(t *testing.T) {
 		{"SATA-1", "discard=unmap", "ide-hd,drive=SATA-1,serial=SATA-1,bus=ide.0"},
 		{"SATA-LIAR", "discard=ignore", "ide-hd,drive=SATA-LIAR,serial=SATA-LIAR,bus=ide.1"},
 		{"SCSI-1", "discard=unmap", "scsi-hd,drive=SCSI-1,serial=SCSI-1,bus=scsi.0"},
+		{"VIRTIO-1", "discard=unmap", "virtio-blk-pci,drive=VIRTIO-1,serial=VIRTIO-1"},
 	} {
 		args = append(append(args, drive(d.serial, d.options)...), "-device", d.device)
 	}
@@ -124,6 +125,8 @@ func TestRAMSystemWipes(t *testing.T) {
 	good("SATA-1", wipe(disk("SATA-1", ""), "discard"), "discard", "discard")
 	refused("SCSI-1", wipe(disk("SCSI-1", ""), "secure"), "set the controller to HBA")
 	good("SCSI-1", wipe(disk("SCSI-1", ""), "overwrite"), "overwrite", "overwritten with zeros")
+	refused("VIRTIO-1", wipe(disk("VIRTIO-1", ""), "purge"), "no NVMe, SATA or SAS drive")
+	good("VIRTIO-1", wipe(disk("VIRTIO-1", ""), "discard"), "discard", "discard")
 	// It takes TRIM with success, and does nothing.
 	r := wipe(disk("SATA-LIAR", ""), "discard")
 	if r.OK || r.Cause != "level" || !strings.Contains(r.Error, "still hold what they held") || len(r.Wiped) != 1 || r.Wiped[0].Level != "metadata" || !holds("SATA-LIAR") {
