@@ -580,3 +580,13 @@ func TestSignOfLife(t *testing.T) {
 		})
 	}
 }
+
+// The kernel takes what is laid out as its own.
+func TestLayouts(t *testing.T) {
+	if got := unsafe.Sizeof(sgHeader{}); unsafe.Sizeof(uintptr(0)) == 8 && got != 88 {
+		t.Errorf("struct sg_io_hdr has 88 bytes, not %d", got)
+	}
+	if got := unsafe.Offsetof(sgHeader{}.status); unsafe.Sizeof(uintptr(0)) == 8 && got != 64 {
+		t.Errorf("its status is at 64, not %d", got)
+	}
+}
