@@ -20,6 +20,7 @@ func newImage(o *options) *cobra.Command {
 	cmd.AddCommand(newImageBuild(&state), newImageList(&state), newImageVerify(&state), newImageKernel(), newImageTry(o, &state))
 	cmd.AddCommand(newImageSign(&state), newImagePromote(&state), newImageWithdraw(&state), newImagePublish(&state), newImagePull(o), newImageTrust(o, &state))
 	cmd.AddCommand(newImageLock(), newImageKey(), newImageDiff(o, &state))
+	cmd.AddCommand(newImagePapers(&state)...)
 	return cmd
 }
 

@@ -110,6 +110,9 @@ func build(ctx context.Context, o Options) (images.Digest, Info, error) {
 	if d, info, ok := b.built(key); ok {
 		return d, info, nil
 	}
+	if err := sweep(o.Cache); err != nil {
+		return images.Digest{}, Info{}, err
+	}
 	if b.log, err = openLog(filepath.Join(o.Cache, "log"), o.Recipe.Title()); err != nil {
 		return images.Digest{}, Info{}, err
 	}

@@ -52,7 +52,7 @@ func (b *builder) debs(ctx context.Context, pkgs []Locked) (map[string]string, e
 	for _, p := range missing {
 		size += p.Size
 	}
-	if err := needSpace(b.Cache, size+64<<20, "packages"); err != nil {
+	if err := needSpace(b.Cache, size+64<<20, "fetching the packages"); err != nil {
 		return nil, err
 	}
 	missing, said, err := b.fetch(ctx, dir, missing, size, b.poolURL)

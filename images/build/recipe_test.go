@@ -346,6 +346,23 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+// What a killed build left goes, and nothing else.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	for _, n := range []string{"rootfs/key/root", "rootfs-123/root/etc", "tools-9/usr", "disk-1", "debs", "kernel-5"} {
+		if err := os.MkdirAll(filepath.Join(dir, n), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := sweep(dir); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(left) != 3 || !exists(filepath.Join(dir, "rootfs/key/root")) {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
 // root skips where the test's privileges are missing.
 func root(t *testing.T) {
 	t.Helper()

@@ -353,6 +353,9 @@ func packageProgress(tell func(string, float64, string), stage string, total int
 			seen++
 			said = strings.TrimSuffix(l, " ...")
 		}
+		if strings.HasPrefix(said, "running --") { // a hook: its own lines say more
+			said = "setting up the system"
+		}
 		tell(stage, min(0.97, float64(seen)/float64(total)), said)
 	}
 }
