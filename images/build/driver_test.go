@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -364,5 +365,61 @@ func TestRecipes(t *testing.T) {
 		if err := r.Covers(models); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Images that need NVIDIA's or Ubuntu's repository are locked here against a
+// folder of empty packages with the names that their recipes ask for: every
+// part of the driver is found, agrees, and becomes what the manifest says.
+func TestLockOfForeignVariants(t *testing.T) {
+	folders(t) // the tools
+	for _, c := range []struct {
+		recipe, variant, version string
+		want                     images.Driver
+	}{
+		{"debian-12-cuda", "r580", "580.95.05-1", images.Driver{Version: "580.95.05", Modules: "proprietary", CUDA: "13.0"}},
+		{"ubuntu-24.04-cuda", "r580-open", "580.95.05-0ubuntu0.24.04.1", images.Driver{Version: "580.95.05", Modules: "open", CUDA: "13.0"}},
+	} {
+		t.Run(c.recipe+"."+c.variant, func(t *testing.T) {
+			r, err := ParseRecipe("../recipes/" + c.recipe + ".yaml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r, err = r.Image(c.variant); err != nil {
+				t.Fatal(err)
+			}
+			debs := t.TempDir()
+			deb(t, debs, "base", "1", "Essential: yes\n")
+			deb(t, debs, "apt", "1", "Priority: required\n")
+			const release = "6.8.0-90-generic"
+			deb(t, debs, "linux-image-"+release, "6.8", "")
+			deb(t, debs, "linux-headers-"+release, "6.8", "")
+			for _, n := range slices.Concat(r.Packages, r.GPU.Compile) {
+				version, fields := "1", ""
+				switch {
+				case n == r.Kernel:
+					fields = "Depends: linux-image-" + release + "\n"
+				case n == "linux-headers-amd64":
+					fields = "Depends: linux-headers-" + release + "\n"
+				case strings.HasPrefix(n, "linux-modules-nvidia-"):
+					own := strings.TrimSuffix(n, "generic") + release
+					deb(t, debs, own, "6.8", "")
+					fields = "Depends: " + own + "\n"
+				case driverLibrary.MatchString(n), moduleSource.MatchString(n):
+					version = c.version
+				}
+				deb(t, debs, n, version, fields)
+			}
+			r.Sources = []Source{{Name: "ours", Dir: debs}}
+			v := Resolver{Cache: t.TempDir()}
+			l, err := v.Resolve(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := l.driver(r)
+			if err != nil || *d != c.want {
+				t.Errorf("%+v, %v; want %+v", d, err, c.want)
+			}
+		})
 	}
 }
