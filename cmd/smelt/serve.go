@@ -168,11 +168,12 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	shared := shareImages(site, imgs)
 	front, err := server.New(server.Config{
 		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
 		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
-		Swarm:   shareImages(site, imgs),
-		SiteKey: key.Public().(ed25519.PublicKey), Rescue: rescue, Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}},
+		Swarm:   shared,
+		SiteKey: key.Public().(ed25519.PublicKey), Rescue: rescue, Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}, swarmMetrics{shared.Tracker}},
 	})
 	if err != nil {
 		return err

@@ -72,8 +72,9 @@ type Client struct {
 	stats   ClientStats
 }
 
-// patience is how long no chunk and no word from the tracker may come: then the
-// swarm is no help, and the rest comes from the origin.
+// patience is how long no word from the tracker may come, and a third of how
+// long no chunk may: then the swarm is no help, and the rest comes from the
+// origin.
 var patience = 20 * time.Second
 
 // ClientStats count bytes of frames.
@@ -93,8 +94,9 @@ type transfer struct {
 
 const (
 	// A transfer may take slowest at first, and later several times of what is
-	// usual here.
-	slowest, fastest = 10 * time.Second, 2 * time.Second
+	// usual here; but no byte may come for no longer than still.
+	slowest, fastest = time.Minute, 2 * time.Second
+	still            = 4 * time.Second
 	sending          = 16               // transfers to peers at once
 	sendTime         = 30 * time.Second // one of them
 	maxFrame         = images.ChunkSize + images.ChunkSize/128
@@ -127,7 +129,7 @@ func Join(c Config) (*Client, error) {
 			Transport: &http.Transport{
 				DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 				MaxIdleConnsPerHost: 4, MaxIdleConns: 256, IdleConnTimeout: 30 * time.Second,
-				DisableCompression: true, ResponseHeaderTimeout: 5 * time.Second, MaxResponseHeaderBytes: 16 << 10,
+				DisableCompression: true, MaxResponseHeaderBytes: 16 << 10,
 			},
 			// A peer has no business to send us elsewhere.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -232,7 +234,7 @@ func (s *Client) talk(ctx context.Context) {
 		}
 		s.obey(p)
 		s.mu.Lock()
-		stuck := s.missing > 0 && now.Sub(s.moved) > patience
+		stuck := s.missing > 0 && now.Sub(s.moved) > 3*patience
 		s.mu.Unlock()
 		if stuck {
 			s.c.Log.Warn("swarm: no chunk arrives by it: the rest comes from the origin")
@@ -448,15 +450,19 @@ var decoders = sync.Pool{New: func() any {
 func (s *Client) fetch(ctx context.Context, f *transfer, b []byte, dec *zstd.Decoder) (int64, Why, error) {
 	began := time.Now()
 	k := s.c.Manifest.Chunks[f.task.Chunk]
-	limit := slowest * 3 // the origin: everybody's last resort is not given up fast
+	limit, quiet := slowest, slowest/2 // the origin: everybody's last resort is not given up fast
 	if f.task.Peer != "" {
-		limit = s.deadline()
+		limit, quiet = s.deadline(), still
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errSlow)
 	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	watch := time.AfterFunc(quiet, func() { stop(errSlow) })
+	defer watch.Stop()
 	slow := func(err error) (int64, Why, error) {
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return 0, Slow, fmt.Errorf("not there after %s: %w", limit, err)
+		if errors.Is(context.Cause(ctx), errSlow) {
+			return 0, Slow, fmt.Errorf("not there after %s: %w", time.Since(began).Round(time.Millisecond), err)
 		}
 		return 0, Gone, err
 	}
@@ -473,8 +479,15 @@ func (s *Client) fetch(ctx context.Context, f *transfer, b []byte, dec *zstd.Dec
 	}
 	defer body.Close()
 	f.frame = make([]byte, size)
-	if _, err := io.ReadFull(body, f.frame); err != nil {
-		return slow(err)
+	for at := 0; at < len(f.frame); {
+		n, err := body.Read(f.frame[at:])
+		at += n
+		if n > 0 {
+			watch.Reset(quiet)
+		}
+		if err != nil && at < len(f.frame) {
+			return slow(err)
+		}
 	}
 	// From here on it is the sender's fault.
 	plain, err := dec.DecodeAll(f.frame, b[:0:k.Length])
@@ -504,6 +517,8 @@ func (s *Client) ask(ctx context.Context, peer string, d images.Digest) (io.Read
 	}
 	return resp.Body, resp.ContentLength, nil
 }
+
+var errSlow = errors.New("too slow")
 
 var errNotHeld = errors.New("no such chunk here")
 

@@ -217,6 +217,7 @@ func TestBadPeers(t *testing.T) {
 		w.Header().Set("Content-Length", "1000000000")
 		w.Write(file)
 	}))
+	s.peer(t, "silent", bad(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
 	var wg sync.WaitGroup
 	var corrupt atomic.Int64
 	for i := range 3 {

@@ -18,17 +18,18 @@ const (
 	sluggish = time.Second
 
 	peerSlots, maxPeerSlots     = 4, 16 // transfers from one node at once: at first, at most
-	originSlots, minOriginSlots = 16, 4 // transfers of one image from the origin at once
+	originSlots, minOriginSlots = 4, 2  // transfers of one image from the origin at once
 	maxOriginSlots              = 512
 	nodeCredit                  = 48 // transfers to one node, begun or waiting
 
-	// A transfer that is not reported in this time is given to another.
-	overdue = 20 * time.Second
+	// A transfer that is not reported in this time is given to another. Long:
+	// links may be slow, and who is gone is noticed sooner.
+	overdue = time.Minute
 	// A node that is given nothing for so long may use what the rules below
 	// keep for others: the origin, although somebody holds or fetches the
 	// chunk, and another rack, although its own holds it. At first it is not
 	// known how long transfers take here.
-	hungry, patient = time.Second, 5 * time.Second
+	hungry, patient = time.Second, 15 * time.Second
 
 	probes  = 48 // chunks looked at for one task
 	samples = 4  // holders looked at for one chunk
@@ -426,7 +427,7 @@ func (t *Tracker) got(s *swarm, n *node, c int32, took time.Duration) {
 	if f.source < 0 {
 		switch {
 		case took < brisk:
-			s.slots = min(maxOriginSlots, s.slots+0.25)
+			s.slots = min(maxOriginSlots, s.slots+0.5)
 		case took > sluggish:
 			s.slots = max(minOriginSlots, s.slots-0.5)
 		}
@@ -484,11 +485,7 @@ func (t *Tracker) failed(now time.Time, s *swarm, n *node, f Failure) {
 // plan picks up to want tasks for n.
 func (t *Tracker) plan(now time.Time, s *swarm, n *node, want int) []Task {
 	var out []Task
-	wait := patient
-	if s.usual > 0 {
-		wait = min(max(hungry, 4*s.pace(), 3*s.usual), patient)
-	}
-	starved := now.Sub(n.fed) > wait
+	starved := now.Sub(n.fed) > s.wait(3, max(hungry, 4*s.pace()))
 	for len(out) < want {
 		c, from, ok := t.pick(now, s, n, starved && len(out) == 0)
 		if !ok {
@@ -517,6 +514,14 @@ func (t *Tracker) plan(now time.Time, s *swarm, n *node, want int) []Task {
 		out = append(out, task)
 	}
 	return out
+}
+
+// wait is so many usual transfers, but at least least.
+func (s *swarm) wait(transfers time.Duration, least time.Duration) time.Duration {
+	if s.usual == 0 {
+		return patient
+	}
+	return min(max(transfers*s.usual, least), overdue/2)
 }
 
 // pick finds the chunk that fewest hold among some of those that n misses, and
@@ -582,8 +587,8 @@ func (t *Tracker) source(now time.Time, s *swarm, n *node, c int32, starved bool
 	}
 	fromOrigin := false
 	for _, p := range k.pending {
-		if now.Sub(p.since) > overdue {
-			continue
+		if now.Sub(p.since) > s.wait(4, 5*time.Second) {
+			continue // whoever it is given to may keep it back on purpose
 		}
 		if p.rack == n.rack && !starved {
 			return nil, false // on its way into the rack
