@@ -188,7 +188,8 @@ func TestGRUBSyntax(t *testing.T) {
 	texts := []string{grubStart("http://10.77.0.1:8080")}
 	for _, b := range []Boot{
 		{Action: Kernel, Kernel: "k", Initrd: []string{"a", "b"}, Args: []string{`'"$x;`, "b"}, Why: "it's", Screen: []string{"} fi done", `a\`}},
-		{Action: Kernel, Kernel: "k"}, {Action: Local, Why: "in service"}, {Action: Hold}, {Action: Hold, Wait: time.Minute},
+		{Action: Kernel, Kernel: "k"}, {Action: Local, Why: "in service"},
+		{Action: Program, BIOS: "b", EFI: `it's $x`, Args: []string{`'"$x;`}}, {Action: Hold}, {Action: Hold, Wait: time.Minute},
 	} {
 		text, err := grubFor(b, "http://10.77.0.1", []string{"x"})
 		if err != nil {

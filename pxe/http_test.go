@@ -248,8 +248,10 @@ func FuzzScript(f *testing.F) {
 	f.Add(3, "a b", "x\ny", "||", "# ${net0/ip}", "\\", "-n --\x00\xff", "|| reboot", "https://smelt.hall.example/n/7QX2")
 	f.Add(4, "", "", "", "", "`${cls}`\r\nreboot", "&& reboot", "${x}", "${net0/ip} || reboot")
 	f.Add(4, "", "", "", "", "|| # ; && ||", "-n", "-n", "HTTP://A/N/|| #")
+	f.Add(5, "memtest.bin", "memtest.efi", "console=ttyS0,115200", "", "a test", "", "7QX2", "")
+	f.Add(5, "a b", "x\ny", "||", "# ${net0/ip}", "\\", "-n --\x00\xff", "|| reboot", "")
 	f.Fuzz(func(t *testing.T, action int, kernel, initrd, arg1, arg2, why, screen, code, page string) {
-		b := Boot{Action: Action(action), Kernel: kernel, Initrd: []string{initrd}, Args: []string{arg1, arg2}, Why: why, Screen: []string{screen, why}, Code: code, Page: page}
+		b := Boot{Action: Action(action), Kernel: kernel, Initrd: []string{initrd}, Args: []string{arg1, arg2}, Why: why, Screen: []string{screen, why}, Code: code, Page: page, BIOS: kernel, EFI: initrd}
 		text, err := scriptFor(b, "http://h/boot/script?"+url.QueryEscape(why), initrd, initrd, func(name string) string { return "http://h/boot/file/" + escapePath(name) })
 		if err != nil {
 			if text != "" {
@@ -329,6 +331,33 @@ func TestScriptArgs(t *testing.T) {
 	long := Boot{Action: Kernel, Kernel: "vmlinuz", Args: []string{strings.Repeat("x", maxArgs)}}
 	if _, err := scriptFor(long, "u", "", "", func(n string) string { return n }); err == nil {
 		t.Error("a kernel would cut this command line short, and the script was made")
+	}
+}
+
+// TestProgram: each kind of firmware gets its own file, and one that asks as a
+// RAM system does is sent back to its firmware.
+func TestProgram(t *testing.T) {
+	b := Boot{Action: Program, BIOS: "memtest.bin", EFI: "memtest.efi", Args: []string{"console=ttyS0,115200"}}
+	text, err := scriptFor(b, "u", "", "", func(n string) string { return "http://h/" + n })
+	if err != nil {
+		t.Fatal(err)
+	}
+	efi := strings.Index(text, "\n:efi\n")
+	bios := strings.Index(text, "kernel --name program http://h/memtest.bin console=ttyS0,115200 || goto retry\nboot || goto retry\n")
+	if bios < 0 || efi < bios || !strings.Contains(text[efi:], "chain --autofree http://h/memtest.efi console=ttyS0,115200 || goto retry\n") {
+		t.Errorf("script:\n%s", text)
+	}
+	if _, err := scriptFor(Boot{Action: Program, BIOS: "memtest.bin"}, "u", "", "", func(n string) string { return n }); err == nil {
+		t.Error("a program for half of the machines")
+	}
+	if n, err := nextFor(b); err != nil || n.Action != "local" {
+		t.Errorf("a RAM system is told to %s, %v", n.Action, err)
+	}
+	for _, arch := range []Arch{UEFIx64, HTTPx64} {
+		c := choose(question{client: map[Arch]client{UEFIx64: firmware, HTTPx64: httpBoot}[arch], arch: arch, action: Program, path: UKI, has: func(string) bool { return true }})
+		if c.path == UKI || c.file == "" {
+			t.Errorf("architecture %d gets %+v, which can only start a RAM system", arch, c)
+		}
 	}
 }
 

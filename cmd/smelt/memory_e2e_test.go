@@ -69,6 +69,20 @@ func (h *hall) reach(m machine, id, what string, limit time.Duration, ok func(ap
 	}
 }
 
+// await is reach for what a machine comes to by itself, on however slow a computer.
+func (h *hall) await(m machine, id, what string, ok func(api.NodeView) bool) api.NodeView {
+	h.t.Helper()
+	for end := time.Now().Add(20 * time.Minute); ; time.Sleep(time.Second) {
+		v := h.node(id)
+		if ok(v) {
+			return v
+		}
+		if time.Now().After(end) {
+			h.t.Fatalf("%s: never; it is %s (%s)\n%s\n%s", what, v.Node.State, v.Node.Note, h.smelt("node", "show", id), m.text())
+		}
+	}
+}
+
 // image puts the lab's image into the state folder; its root file system is
 // built once for every test of this tree.
 func (h *hall) image() {

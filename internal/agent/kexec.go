@@ -116,7 +116,7 @@ func parseBoot(text string) (kernel, initrd, args string, err error) {
 			return "", "", "", errors.New("it starts more than one kernel")
 		}
 	}
-	if kernel == "" || initrd == "" || strings.ContainsAny(args, "$\"'\\") {
+	if kernel == "" || initrd == "" || strings.ContainsAny(kernel+initrd+args, "$\"'\\") {
 		return "", "", "", errors.New("it does not start one kernel with one initrd")
 	}
 	return kernel, initrd, args, nil

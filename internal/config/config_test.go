@@ -429,3 +429,40 @@ func TestClassBoot(t *testing.T) {
 		t.Errorf("an unknown way: %v", err)
 	}
 }
+
+// TestStarts: what a class says of where and how its system starts, and who may
+// log in to a machine in rescue.
+func TestStarts(t *testing.T) {
+	load := func(text string) (*Site, error) {
+		file := filepath.Join(t.TempDir(), "site.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return Load(file, Known{})
+	}
+	const from = "    approve: operator "
+	s, err := load(strings.Replace(edit(t, from, "    root: ram\n"+from), "    wipe: discard                # metadata, discard, overwrite, secure, purge\n", "", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Classes["gpu-server-2x3090"].Root != inventory.RootRAM || s.Nodes[0].Root != inventory.RootRAM || s.Nodes[2].Root != "" {
+		t.Errorf("they run from %+v", s.Nodes)
+	}
+	if len(s.Rescue) != 1 || !strings.HasSuffix(s.Rescue[0], " anna") {
+		t.Errorf("who may log in: %q", s.Rescue)
+	}
+	if s, err = load(edit(t, from, "    start: kexec\n"+from)); err != nil || s.Classes["gpu-server-2x3090"].Start != inventory.StartKexec {
+		t.Errorf("%v", err)
+	}
+	for text, want := range map[string]string{
+		edit(t, from, "    root: ram\n"+from):                   "wipes no disk",
+		edit(t, from, "    root: usb\n"+from):                   "usb",
+		edit(t, from, "    start: warm\n"+from):                 "warm",
+		edit(t, "keys: [\"ssh-ed25519 ", "keys: [\"ssh-dss "):   "no public ssh key",
+		edit(t, "keys: [\"ssh-ed", "keys: [\"command=x ssh-ed"): "no public ssh key",
+	} {
+		if _, err := load(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error that says %q, got %v", want, err)
+		}
+	}
+}
