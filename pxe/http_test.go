@@ -93,9 +93,11 @@ func TestFileHTTP(t *testing.T) {
 
 func TestScriptHTTP(t *testing.T) {
 	answers := map[MAC]Boot{
-		known:   {Action: Kernel, Kernel: "vmlinuz", Initrd: []string{"initrd"}, Args: []string{"a=1"}, Why: "go"},
-		unknown: {Action: Local, Why: "in service"},
-		other:   {Action: Kernel, Kernel: "not-there", Why: "go"},
+		known:                       {Action: Kernel, Kernel: "vmlinuz", Initrd: []string{"initrd"}, Args: []string{"a=1"}, Why: "go"},
+		unknown:                     {Action: Local, Why: "in service"},
+		other:                       {Action: Kernel, Kernel: "not-there", Why: "go"},
+		{0x52, 0x54, 0, 0, 0, 0xcc}: {Action: Program, BIOS: "vmlinuz", EFI: "initrd", Why: "a test"},
+		{0x52, 0x54, 0, 0, 0, 0xcd}: {Action: Program, BIOS: "vmlinuz", EFI: "not-there", Why: "a test"},
 	}
 	var asked []Machine
 	s := testServer(t, booterFunc(func(_ context.Context, m Machine) (Boot, error) {
@@ -123,6 +125,8 @@ func TestScriptHTTP(t *testing.T) {
 		}, "sanboot"},
 		{"mac=52:54:00:00:00:99", []string{"sanboot --no-describe --drive 0x80 || exit 1\n", "iseq ${platform} efi && goto efi ||\n", "\n:efi\nexit 1\n"}, "kernel"},
 		{"mac=52:54:00:00:00:98", []string{`hold: not decided: the boot file "not-there" is not served`, "sleep 10"}, "kernel --name"},
+		{"mac=52:54:00:00:00:cc", []string{"program: a test", "kernel --name program http://10.77.0.1/boot/file/vmlinuz || goto retry\n"}, "not decided"},
+		{"mac=52:54:00:00:00:cd", []string{`hold: not decided: the boot file "not-there" is not served`}, "kernel --name"},
 		{"mac=52:54:00:00:00:ee", []string{"hold: rejected", "sleep 10"}, "kernel"},
 		{"mac=52:54:00:00:00:dd", []string{"hold: not decided: the decision was action(0)"}, "kernel"},
 		{"mac=52:54:00:00:00:aa&serial=${serial}", []string{"hold: not decided: the store is away _ reboot", "serial=&uuid="}, "|| reboot"},

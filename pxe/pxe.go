@@ -129,12 +129,12 @@ type Action int
 
 // The actions. The zero value is none of them.
 const (
-	_      Action = iota
-	Ignore        // no answer at all
-	Local         // boot from its own disk
-	Kernel        // load kernel and initrd
-	Hold          // show Why, wait, ask again
-	Program       // start one program that is no operating system
+	_       Action = iota
+	Ignore         // no answer at all
+	Local          // boot from its own disk
+	Kernel         // load kernel and initrd
+	Hold           // show Why, wait, ask again
+	Program        // start one program that is no operating system
 )
 
 func (a Action) String() string {

@@ -225,7 +225,7 @@ func (s *Server) ask(ctx context.Context, m Machine, limit time.Duration) (Boot,
 	}()
 	select {
 	case r := <-c:
-		if r.err == nil && (r.boot.Action < Ignore || r.boot.Action > Hold) {
+		if r.err == nil && (r.boot.Action < Ignore || r.boot.Action > Program) {
 			return Boot{}, fmt.Errorf("the decision was %v", r.boot.Action)
 		}
 		return r.boot, r.err

@@ -91,7 +91,7 @@ func (p *parser) parse(raw rawSite) {
 		// Options of a key could run a command in place of the shell.
 		if key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(k.v)); err != nil || len(options) > 0 || len(rest) > 0 {
 			p.fail(k.at, "write the line of a .pub file: ssh-ed25519 AAAA... anna", "%q is no public ssh key", clip(k.v))
-		} else if key.Type() == ssh.InsecureKeyAlgoDSA {
+		} else if key.Type() == "ssh-dss" {
 			p.fail(k.at, "make one with ssh-keygen -t ed25519", "ssh keys of type %s are not safe", key.Type())
 		} else {
 			s.Rescue = append(s.Rescue, k.v)

@@ -131,6 +131,9 @@ func candidate(h Head, v api.NodeView) Candidate {
 	return c
 }
 
+// Memory tells whether the node would run from memory: no disk is written.
+func (c Candidate) Memory() bool { return c.View.Node.Spec.Root == inventory.RootRAM }
+
 // MayApprove tells whether the node is where a person can approve it.
 func (c Candidate) MayApprove() bool {
 	n := c.View.Node
