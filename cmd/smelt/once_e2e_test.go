@@ -44,7 +44,9 @@ func TestRescueAndMemtest(t *testing.T) {
 	h.up()
 	disk, untouched := h.someDisk()
 	m := h.bios(t, disk...)
-	inspected := func(v api.NodeView) bool { return v.Node.State == inventory.Inspected || v.Node.State == inventory.NeedsWork }
+	inspected := func(v api.NodeView) bool {
+		return v.Node.State == inventory.Inspected || v.Node.State == inventory.NeedsWork
+	}
 	h.await(m, "rig-1", "inspected", inspected)
 
 	// Its agent restarts it: nothing else can.

@@ -150,7 +150,7 @@ func TestSpoiled(t *testing.T) {
 	alone(t)
 	m, blob := image(t)
 	for what, spoil := range map[string]func(m *images.Manifest, b []byte) []byte{
-		"one byte":      func(m *images.Manifest, b []byte) []byte {
+		"one byte": func(m *images.Manifest, b []byte) []byte {
 			for _, c := range m.Chunks {
 				if !c.Zero {
 					b[c.BlobOff+c.BlobLen/3] ^= 1 // the checksum at a frame's end would change nothing
