@@ -211,3 +211,49 @@ func TestTreeIsTheSameTwice(t *testing.T) {
 		t.Errorf("a hard link is not one: ./b is there %d times", bytes.Count(a, []byte("./b")))
 	}
 }
+
+// What dpkg installed is what the lock says, no more and no less.
+func TestInstalled(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "var/lib/dpkg"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	status := func(s string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(root, "var/lib/dpkg/status"), []byte(s), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	good := "Package: adduser\nStatus: install ok installed\nVersion: 3.134\n\nPackage: libc6\nVersion: 1:2.36-9+deb12u14~x\nDescription: c\n Version: 9\n"
+	status(good)
+	if err := installed(root, someLock().Packages); err != nil {
+		t.Error(err)
+	}
+	for _, tt := range []struct{ status, want string }{
+		{strings.Replace(good, "3.134", "3.135", 1), `adduser 3.134 is locked, and installed is "3.135"`},
+		{good + "\nPackage: telnetd\nVersion: 1\n", "telnetd 1 is installed, and not locked"},
+		{"Package: adduser\nVersion: 3.134\n", `libc6 1:2.36-9+deb12u14~x is locked, and installed is ""`},
+	} {
+		status(tt.status)
+		if err := installed(root, someLock().Packages); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%v\n\twant %s", err, tt.want)
+		}
+	}
+}
+
+func TestBudget(t *testing.T) {
+	l := someLock()
+	l.Packages[1].Installed = 5 << 10
+	b := &builder{Options: Options{Lock: l, Recipe: Recipe{path: "r.yaml", Budget: 10 * mib}}}
+	if err := b.budget(images.Manifest{BlobLen: 10 * mib}); err != nil {
+		t.Error(err)
+	}
+	err := b.budget(images.Manifest{BlobLen: 10*mib + 1})
+	if err == nil || !strings.Contains(err.Error(), "r.yaml: it takes 11 MiB compressed, and its budgetMiB is 10; the largest packages, installed: libc6 5 MiB, adduser 0 MiB") {
+		t.Error(err)
+	}
+	b.Recipe.Budget = 0
+	if err := b.budget(images.Manifest{BlobLen: 1 << 40}); err != nil {
+		t.Error(err)
+	}
+}

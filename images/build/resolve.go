@@ -470,7 +470,10 @@ func (l Lock) agree(r Recipe) error {
 			kernels = append(kernels, m[1])
 		}
 	}
-	at := fmt.Sprintf("%s:%d", r.path, r.lines[bareName(r.Kernel)])
+	at := r.path
+	if n := r.lines[bareName(r.Kernel)]; n > 0 {
+		at += ":" + strconv.Itoa(n)
+	}
 	if len(kernels) != 1 {
 		return fmt.Errorf("%s: %s brings %d kernels %v, want one", at, r.Kernel, len(kernels), kernels)
 	}
