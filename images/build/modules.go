@@ -41,6 +41,7 @@ func (b *builder) modules(ctx context.Context, root, kernel string) error {
 		return err
 	}
 	if len(b.Lock.Compile) > 0 {
+		b.tell("modules", 0, "compiling the driver's modules: takes minutes, and says nothing on the way")
 		tree, cached, err := b.tree(ctx, b.moduleStage())
 		if err != nil {
 			return fmt.Errorf("the driver's modules: %w", err)
