@@ -160,7 +160,8 @@ func newImageLock() *cobra.Command {
 		Long: `Ask the recipe's sources, as they are now, for every package of its images: the
 name, version, digest and place of each, and of the tools that make the disk.
 They go into one lock file for each image, beside the recipe, which belongs into
-version control with it. An image is built from its lock and nothing else.
+version control with it. An image is built from its lock and nothing else. The
+tools are of Debian 13: a mirror that stands in for debian has both.
 
 Kernel, modules and driver are held against each other. Needs no root.`,
 		Example: "  smelt image lock images/recipes/debian-12-lab.yaml\n  smelt image lock ai-node.yaml --mirror debian=http://mirror.site/debian --dry-run",

@@ -152,12 +152,19 @@ func (v Resolver) open(ctx context.Context, r *Recipe) (apt, error) {
 		if s.Dir != "" || why == "" {
 			continue
 		}
+		if strings.Contains(why, "NO_PUBKEY") && s.Key == debianKeys {
+			why += " (a newer debian-archive-keyring may have it: apt-get install debian-archive-keyring)"
+		}
 		if s.Optional {
 			v.warn("%s: source %s is left out: %s", r.path, s.Name, why)
 			r.Sources = slices.Delete(slices.Clone(r.Sources), i, i+1)
 			return v.open(ctx, r)
 		}
-		return apt{}, fmt.Errorf("%s:%d: source %s cannot be read: %s", r.path, s.line, s.Name, why)
+		at := r.path
+		if s.line > 0 {
+			at += ":" + strconv.Itoa(s.line)
+		}
+		return apt{}, fmt.Errorf("%s: source %s cannot be read: %s", at, s.Name, why)
 	}
 	return apt{}, err
 }
