@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -47,10 +48,15 @@ type Client struct {
 	now  func() time.Time
 }
 
-// The files of Dir. pinned is the Root that trust began with.
-var kept = []string{"root.json", "timestamp.json", "snapshot.json", "targets.json"}
+// seen is what a client knows, in one file: after a power cut its parts are of
+// one moment. Pinned is the Root that trust began with, Files the newest
+// verified metadata by name.
+type seen struct {
+	Pinned []byte            `json:"pinned"`
+	Files  map[string][]byte `json:"files"`
+}
 
-const pinned = "pinned.json"
+const seenFile = "seen.json"
 
 // Update fetches and verifies what is published. What was verified is kept
 // even where a later step refuses, as TUF wants.
@@ -60,35 +66,24 @@ func (c *Client) Update(ctx context.Context) (*View, error) {
 		return nil, err
 	}
 	defer unlock()
-	root, err := c.root()
+	known, err := c.load()
 	if err != nil {
 		return nil, err
 	}
-	// The library writes without flushing. It works on a copy; what it verified
-	// is then put in place to survive a power cut.
+	// The library writes without flushing, and takes what does not verify for
+	// none: it works on a copy of what was verified here.
 	work, err := os.MkdirTemp(c.Dir, "work-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(work)
-	for _, name := range kept[1:] {
-		b, err := os.ReadFile(filepath.Join(c.Dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		// It takes a damaged file for none, and would believe anything old then.
-		if !json.Valid(b) {
-			return nil, c.damaged(name)
-		}
+	for name, b := range known.Files {
 		if err := os.WriteFile(filepath.Join(work, name), b, 0o644); err != nil {
 			return nil, err
 		}
 	}
 	f := fetcher{ctx, c.From}
-	cfg, err := config.New("release", root)
+	cfg, err := config.New("release", known.Files["root.json"])
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +97,7 @@ func (c *Client) Update(ctx context.Context) (*View, error) {
 		u.UnsafeSetRefTime(c.now().UTC())
 	}
 	err = u.Refresh()
-	if e := c.keep(work); e != nil {
+	if e := c.keep(known, work); e != nil {
 		return nil, e
 	}
 	if err != nil {
@@ -126,11 +121,11 @@ func (c *Client) Signers() (images.Signers, error) {
 		return images.Signers{}, err
 	}
 	defer unlock()
-	b, err := c.root()
+	known, err := c.load()
 	if err != nil {
 		return images.Signers{}, err
 	}
-	set, err := trustedmetadata.New(b)
+	set, err := trustedmetadata.New(known.Files["root.json"])
 	if err != nil {
 		return images.Signers{}, explain("root.json", err)
 	}
@@ -140,14 +135,16 @@ func (c *Client) Signers() (images.Signers, error) {
 // Known returns who signs manifests on a site whose Client works in dir; false
 // where none did yet.
 func Known(dir string) (images.Signers, bool, error) {
-	b, err := os.ReadFile(filepath.Join(dir, pinned))
+	c := &Client{Dir: dir}
+	known, err := c.read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return images.Signers{}, false, nil
 	}
 	if err != nil {
 		return images.Signers{}, false, err
 	}
-	s, err := (&Client{Dir: dir, Root: b}).Signers()
+	c.Root = known.Pinned
+	s, err := c.Signers()
 	return s, true, err
 }
 
@@ -178,39 +175,100 @@ func (c *Client) lock(ctx context.Context) (func(), error) {
 	}
 }
 
-// root returns the newest root that was seen, at first the one that is pinned.
-func (c *Client) root() ([]byte, error) {
-	old, err := os.ReadFile(filepath.Join(c.Dir, pinned))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+// read reads what is known; fs.ErrNotExist where nothing is.
+func (c *Client) read() (seen, error) {
+	var known seen
+	b, err := os.ReadFile(filepath.Join(c.Dir, seenFile))
+	if err != nil {
+		return known, err
+	}
+	if err := json.Unmarshal(b, &known); err != nil {
+		return seen{}, c.damaged(err)
+	}
+	return known, nil
+}
+
+// load reads what is known, at first the root that is pinned, and holds all of
+// it against the newest root.
+func (c *Client) load() (seen, error) {
+	known, err := c.read()
+	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := trustedmetadata.New(c.Root); err != nil {
-			return nil, fmt.Errorf("the root that images.root names: %w", explain("root.json", err))
+			return seen{}, fmt.Errorf("the root that images.root names: %w", explain("root.json", err))
 		}
-		// pinned.json goes last: with it the folder has a root.
-		if err := replace(filepath.Join(c.Dir, "root.json"), c.Root); err != nil {
-			return nil, err
+		known = seen{Pinned: c.Root, Files: map[string][]byte{"root.json": c.Root}}
+		return known, c.save(known)
+	}
+	if err != nil {
+		return seen{}, err
+	}
+	if !bytes.Equal(known.Pinned, c.Root) {
+		return seen{}, fmt.Errorf("%w: the root that images.root names is not the one this site began with (in %s). Newer roots are fetched and need no change of it. To begin anew with other keys, remove %s: it forgets what was seen before",
+			ErrUntrusted, filepath.Join(c.Dir, seenFile), c.Dir)
+	}
+	if _, err := trustedmetadata.New(known.Files["root.json"]); err != nil {
+		return seen{}, c.damaged(err)
+	}
+	for name, b := range known.Files {
+		if name == "root.json" {
+			continue
 		}
-		return c.Root, replace(filepath.Join(c.Dir, pinned), c.Root)
-	case err != nil:
-		return nil, err
-	case !bytes.Equal(old, c.Root):
-		return nil, fmt.Errorf("%w: the root that images.root names is not the one this site began with (%s). Newer roots are fetched and need no change of it. To begin anew with other keys, remove %s: it forgets what was seen before",
-			ErrUntrusted, filepath.Join(c.Dir, pinned), c.Dir)
+		if err := verifies(known.Files["root.json"], name, b); err != nil {
+			return seen{}, c.damaged(fmt.Errorf("%s: %v", name, err))
+		}
 	}
-	b, err := os.ReadFile(filepath.Join(c.Dir, "root.json"))
-	if err != nil || !json.Valid(b) {
-		return nil, errors.Join(err, c.damaged("root.json"))
-	}
-	return b, nil
+	return known, nil
 }
 
-func (c *Client) damaged(name string) error {
-	return fmt.Errorf("%s in %s: %w: restore it from a backup; removed, the folder forgets which versions it has seen", name, c.Dir, ErrDamaged)
+func (c *Client) save(known seen) error {
+	b, err := json.Marshal(known)
+	if err != nil {
+		return err
+	}
+	return replace(filepath.Join(c.Dir, seenFile), b)
 }
 
-// keep puts what was verified in place, each file whole, root first.
-func (c *Client) keep(work string) error {
-	for _, name := range kept {
+func (c *Client) damaged(err error) error {
+	return fmt.Errorf("%s: %w: %v. Restore it from a backup; without it the site forgets which versions it has seen", filepath.Join(c.Dir, seenFile), ErrDamaged, err)
+}
+
+// verifies tells whether a kept file is one that a root's keys signed, of
+// whatever age.
+func verifies(root []byte, name string, b []byte) error {
+	r, err := new(rootData).FromBytes(root)
+	if err != nil {
+		return err
+	}
+	role := strings.TrimSuffix(name, ".json")
+	switch role {
+	case metadata.TIMESTAMP:
+		m, err := new(timestampData).FromBytes(b)
+		if err != nil {
+			return err
+		}
+		return r.VerifyDelegate(role, m)
+	case metadata.SNAPSHOT:
+		m, err := new(metadata.Metadata[metadata.SnapshotType]).FromBytes(b)
+		if err != nil {
+			return err
+		}
+		return r.VerifyDelegate(role, m)
+	case metadata.TARGETS:
+		m, err := new(targetsData).FromBytes(b)
+		if err != nil {
+			return err
+		}
+		return r.VerifyDelegate(role, m)
+	}
+	return fmt.Errorf("%s is nothing that is kept", name)
+}
+
+// keep saves what was verified. Where a new root took a key away, what only
+// that key signed goes: section 5.3.11, to recover from a key that was stolen
+// and signed absurdly high versions.
+func (c *Client) keep(before seen, work string) error {
+	now := seen{Pinned: before.Pinned, Files: map[string][]byte{}}
+	for _, name := range []string{"root.json", "timestamp.json", "snapshot.json", "targets.json"} {
 		b, err := os.ReadFile(filepath.Join(work, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -218,14 +276,14 @@ func (c *Client) keep(work string) error {
 		if err != nil {
 			return err
 		}
-		if old, err := os.ReadFile(filepath.Join(c.Dir, name)); err == nil && bytes.Equal(old, b) {
-			continue
-		}
-		if err := replace(filepath.Join(c.Dir, name), b); err != nil {
-			return err
+		if name == "root.json" || verifies(now.Files["root.json"], name, b) == nil {
+			now.Files[name] = b
 		}
 	}
-	return nil
+	if maps.EqualFunc(before.Files, now.Files, bytes.Equal) {
+		return nil
+	}
+	return c.save(now)
 }
 
 // fetcher lets the library read from a remote for as long as ctx lives.

@@ -570,16 +570,45 @@ func TestSiteRefuses(t *testing.T) {
 			t.Errorf("ai-node became %s, %v", d2.Short(), err)
 		}
 		// Damage to what was seen must not make it forget.
-		for _, name := range kept {
-			good, err := os.ReadFile(filepath.Join(s.Dir, name))
+		for how, damage := range map[string]func([]byte) []byte{
+			"half":  func(b []byte) []byte { return b[:len(b)/2] },
+			"empty": func([]byte) []byte { return nil },
+			// Of the file, or of each signature in it.
+			"changed": func(b []byte) []byte {
+				if c := bytes.ReplaceAll(b, []byte(`"sig": "`), []byte(`"sig": "00`)); !bytes.Equal(b, c) {
+					return c
+				}
+				return b[1:]
+			},
+		} {
+			path := filepath.Join(s.Dir, seenFile)
+			good, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			write(t, filepath.Join(s.Dir, name), good[:len(good)/2])
-			if err := again.pull(t.Context()); !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrRollback) {
-				t.Errorf("with half of %s an old release: %v", name, err)
+			write(t, path, damage(bytes.Clone(good)))
+			if err := again.pull(t.Context()); !errors.Is(err, ErrDamaged) {
+				t.Errorf("%s, and an old release: %v", how, err)
 			}
-			write(t, filepath.Join(s.Dir, name), good)
+			write(t, path, good)
+			known, err := s.read()
+			if err != nil || len(known.Files) != 4 {
+				t.Fatal(known, err)
+			}
+			for name, b := range known.Files {
+				known.Files[name] = damage(bytes.Clone(b))
+				if err := s.save(known); err != nil {
+					t.Fatal(err)
+				}
+				if err := again.pull(t.Context()); !errors.Is(err, ErrDamaged) {
+					t.Errorf("%s %s, and an old release: %v", how, name, err)
+				}
+				known.Files[name] = b
+			}
+			write(t, path, good)
+		}
+		if err := s.pull(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 
@@ -780,6 +809,16 @@ func TestKeysChange(t *testing.T) {
 	if err := p.repo.Upload(t.Context(), p.store, p.to, func(string) {}); err != nil {
 		t.Fatal(err)
 	}
+	// Cut off after the new root: it goes on from there.
+	half := copyDir(t, string(p.to))
+	if err := os.Remove(filepath.Join(half, "metadata", "timestamp.json")); err != nil {
+		t.Fatal(err)
+	}
+	s.From = remote.Folder(half)
+	if err := s.pull(t.Context()); !errors.Is(err, remote.ErrNotFound) {
+		t.Errorf("without a timestamp: %v", err)
+	}
+	s.From = p.to
 	for _, s := range []*site{s, asleep} {
 		if err := s.pull(t.Context()); err != nil {
 			t.Error(err)
@@ -804,9 +843,14 @@ func TestPublishersCollide(t *testing.T) {
 	p.publish()
 	other := *p
 	other.repo = &Repository{dir: copyDir(t, p.repo.dir), now: p.repo.now}
+	behind := *p
+	behind.repo = &Repository{dir: copyDir(t, p.repo.dir), now: p.repo.now}
 	d := p.build("ai-node", 1)
 	p.release(d, releaseKey, releaseKey2)
 	p.publish()
+	if err := behind.repo.Upload(t.Context(), p.store, p.to, func(string) {}); !errors.Is(err, ErrConflict) {
+		t.Errorf("an old release was put over a new one: %v", err)
+	}
 	if _, err := other.repo.Publish(onlineKey); err != nil {
 		t.Fatal(err)
 	}
