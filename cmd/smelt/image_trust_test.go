@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -62,7 +63,7 @@ func TestReleaseScripts(t *testing.T) {
 			// site FILE STATE REMOTE ROOT makes the example site follow a release.
 			"site": func(ts *testscript.TestScript, _ bool, args []string) {
 				b := strings.Replace(string(example), "state: /var/lib/smelt", "state: "+ts.MkAbs(args[1])+"\nimages: {remote: "+args[2]+", root: "+ts.MkAbs(args[3])+"}", 1)
-				b = strings.ReplaceAll(b, "image: debian-12-ai", "image: ai-node")
+				b = regexp.MustCompile(`(?m)^( +image: )\S+`).ReplaceAllString(b, "${1}ai-node")
 				ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(b), 0o644))
 			},
 			"exits": exits,
