@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/time/rate"
 
 	"smelt/images"
 	"smelt/images/disk"
@@ -321,4 +322,23 @@ func TestDiskThatForgets(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	t.Error("the tracker still believes that it holds the chunk")
+}
+
+// TestNodeCap: what a node sends is capped as the tracker says, and uncapped
+// when it says nothing.
+func TestNodeCap(t *testing.T) {
+	s := newSite(t, 3)
+	s.tracker = NewTracker(Limits{Node: 5 << 20})
+	c, _, _, err := s.node(t.Context(), t, "n", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := c.limit.Limit(); got != 5<<20 {
+		t.Errorf("the cap is %v bytes a second", got)
+	}
+	c.obey(Plan{})
+	if got := c.limit.Limit(); got != rate.Inf {
+		t.Errorf("without a cap it is %v", got)
+	}
 }
