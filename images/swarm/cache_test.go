@@ -54,7 +54,7 @@ func get(t testing.TB, url, rng string) (*http.Response, []byte) {
 func TestCache(t *testing.T) {
 	s := newSite(t, 14)
 	dir := t.TempDir()
-	c, url := s.cache(t, dir, s.origin.URL, 1<<30)
+	_, url := s.cache(t, dir, s.origin.URL, 1<<30)
 	manifest, blob := url+"/manifest/"+s.d.String(), url+"/blob/"+s.m.Blob.String()
 	if r, _ := get(t, blob, ""); r.StatusCode != http.StatusNotFound {
 		t.Errorf("a blob whose manifest nobody asked for: %s", r.Status)
@@ -119,7 +119,7 @@ func TestCache(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(filepath.Dir(frames[0]), "new-123"), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, url = s.cache(t, dir, s.origin.URL, 1<<30)
+	c, url := s.cache(t, dir, s.origin.URL, 1<<30)
 	blob = url + "/blob/" + s.m.Blob.String()
 	write()
 	if st := c.Stats(); st.Rejected != 1 || st.Fetched == 0 || st.Fetched > s.m.BlobLen/3 {
