@@ -82,6 +82,14 @@ func TestRescueAndMemtest(t *testing.T) {
 	}
 	m.off()
 	untouched()
+
+	// UEFI starts it as a program. Ended and asked for again, it is another boot.
+	h.smelt("node", "memtest", "rig-1", "--confirm", "rig-1", "--end")
+	h.smelt("node", "memtest", "rig-1", "--confirm", "rig-1", "--for", "1h")
+	m = h.powerPXE(t, h.read("/usr/share/OVMF/OVMF_VARS_4M.fd"), "-smbios", "type=2,serial=E2E-B1")
+	m.wait(t, 20*time.Minute, "memtest.efi... ok")
+	m.wait(t, 5*time.Minute, "Memtest86+")
+	m.off()
 }
 
 // ssh runs a program of OpenSSH in the hall's network.

@@ -191,6 +191,9 @@ func (c *Conductor) memtestBoot(b pxe.Boot) pxe.Boot {
 // the node.
 func (t *turn) mayRescue(id inventory.Identity) error {
 	if t.n.Once.Write {
+		if t.n.Spec.Protect {
+			return fmt.Errorf("enrol node %s: %w: it is protected in site.yaml, and its disks could be written", t.n.ID, ErrRefused)
+		}
 		if err := id.Err(); err != nil {
 			return fmt.Errorf("enrol node %s: %w: its disks could be written: %w", t.n.ID, ErrRefused, err)
 		}
