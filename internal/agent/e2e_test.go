@@ -539,6 +539,8 @@ type imageStore struct {
 	manifest images.Manifest
 	digest   images.Digest
 	base     string
+	raw      string // file of the disk image
+	blob     []byte
 
 	mu   sync.Mutex
 	gate chan struct{} // while not nil, only the first pieces are served
@@ -591,7 +593,7 @@ truncate -s 125M fs; mke2fs -q -t ext4 -U %s -d root fs; dd if=fs of=disk.raw bs
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &imageStore{manifest: m, digest: digest, base: "http://" + l.Addr().String(), gate: make(chan struct{})}
+	s := &imageStore{manifest: m, digest: digest, base: "http://" + l.Addr().String(), raw: raw, blob: blob.Bytes(), gate: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /manifest/"+digest.String(), func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(env) })
 	mux.HandleFunc("GET /blob/"+m.Blob.String(), func(w http.ResponseWriter, r *http.Request) {
@@ -599,7 +601,7 @@ truncate -s 125M fs; mke2fs -q -t ext4 -U %s -d root fs; dd if=fs of=disk.raw bs
 		s.open++
 		n, gate := s.open, s.gate
 		s.mu.Unlock()
-		if gate != nil && n > 3 {
+		if gate != nil && n > 7 {
 			select {
 			case <-gate:
 			case <-r.Context().Done():
@@ -627,7 +629,7 @@ func TestRAMSystemConverts(t *testing.T) {
 	store := serveImage(t, il, f.key)
 	ram := buildRAM(t, k, initramfs.Trust{SiteKey: f.key.Public().(ed25519.PublicKey), Pin: f.pin()})
 	nvme, beside := hiveDisk(t), hiveDisk(t)
-	if err := os.Truncate(nvme, 512<<20); err != nil {
+	if err := os.Truncate(nvme, 192<<20); err != nil {
 		t.Fatal(err)
 	}
 	untouched := sum(t, beside)
@@ -646,7 +648,7 @@ func TestRAMSystemConverts(t *testing.T) {
 			target = d.DiskID
 		}
 	}
-	if target.Size != 512<<20 {
+	if target.Size != 192<<20 {
 		t.Fatalf("disks = %+v", f.invs[0].Hardware.Disks)
 	}
 	o, p := f.wipeOrder("wipe-1", target)
@@ -666,7 +668,15 @@ func TestRAMSystemConverts(t *testing.T) {
 	f.give(imageOrder("image-1"))
 	f.until("first chunks", time.Minute, func() bool {
 		var m disk.Map
-		return m.UnmarshalBinary(f.chunks) == nil && m.Count() > 0
+		if m.UnmarshalBinary(f.chunks) != nil {
+			return false
+		}
+		for i, c := range store.manifest.Chunks {
+			if !c.Zero && m.Has(i) {
+				return true
+			}
+		}
+		return false
 	})
 	if err := qemu.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -686,6 +696,15 @@ func TestRAMSystemConverts(t *testing.T) {
 	f.mu.Lock()
 	f.invs = nil
 	f.mu.Unlock()
+	// From here on what the machine does to its disk is recorded.
+	before, record := nvme+".before", nvme+".log"
+	if out, err := exec.Command("cp", "--sparse=always", nvme, before).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.WriteFile(record, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args[3] = "id=d0,if=none,driver=blklogwrites,log-sector-size=512,discard=unmap,file.driver=file,file.filename=" + nvme + ",log.driver=file,log.filename=" + record
 	qemu, con := boot(t, ram, cmdline, args...)
 	f.until("inventory of the second boot", 90*time.Second, func() bool { return len(f.invs) > 0 })
 	r := f.resultIn(imageOrder("image-2"), 2*time.Minute)
@@ -728,6 +747,7 @@ func TestRAMSystemConverts(t *testing.T) {
 		t.Errorf("file system: %v\n%s", err, out)
 	}
 	t.Logf("%s", out)
+	cutAnywhere(t, before, record, store, 100)
 }
 
 func readAt(t *testing.T, path string, b []byte, off int64) {
