@@ -38,6 +38,16 @@ func (o *Once) outlives(to State) bool {
 	return true
 }
 
+// MayBootOnce says why n must not boot, or go on with, what was asked of it, or
+// nil. What holds when somebody asks need not hold when the machine starts: a
+// hold is lifted, a site.yaml protects it.
+func (n Node) MayBootOnce(at time.Time) error {
+	if n.Once == nil {
+		return errors.New("nobody asked it to boot anything once")
+	}
+	return n.mayBootOnce(*n.Once, at)
+}
+
 // mayBootOnce says why n must not be taken out of what it does for o, or nil.
 // Nobody is interrupted: not the writing of a disk, and no job that a cluster
 // may have given it, unless a person holds the machine.
@@ -56,6 +66,11 @@ func (n Node) mayBootOnce(o Once, at time.Time) error {
 		return fmt.Errorf("it would last %s, the longest is %s", o.Until.Sub(o.Asked), MaxOnce)
 	case o.Write && n.Spec.Protect:
 		return errors.New("it is protected in site.yaml: its disks stay read-only")
+	case o.Write && n.State == Rejected:
+		return errors.New("it was rejected: its disks stay read-only")
+	}
+	if by, _, _ := cutActor(o.By); o.Write && n.Hold != nil && n.Hold.Owner != by {
+		return fmt.Errorf("it is held by %s: %s: its disks stay read-only", n.Hold.Owner, n.Hold.Reason)
 	}
 	switch n.State {
 	case Discovered, Inspected, NeedsWork, Retired, Rejected:

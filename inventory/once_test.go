@@ -94,6 +94,28 @@ func TestOnce(t *testing.T) {
 			t.Errorf("%s: granted", what)
 		}
 	}
+	write := rescue
+	write.Write = true
+	for what, spoil := range map[string]func(*Node){
+		"rejected":       func(n *Node) { n.State = Rejected },
+		"another's hold": func(n *Node) { n.Hold = &Hold{Owner: "technician", Reason: "my hands are in it"} },
+	} {
+		n := ready(NeedsWork)
+		spoil(&n)
+		if _, err := ask(n, write); err == nil {
+			t.Errorf("%s: its disks may be written", what)
+		}
+		if _, err := ask(n, rescue); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	got, err := ask(ready(Inspected), write)
+	if err != nil || got.MayBootOnce(at) != nil {
+		t.Fatalf("%v, %v", err, got.MayBootOnce(at))
+	}
+	if got.Spec.Protect = true; got.MayBootOnce(at) == nil {
+		t.Error("protected since, and its disks may be written")
+	}
 	n, err := ask(ready(Inspected), rescue)
 	if err != nil {
 		t.Fatal(err)

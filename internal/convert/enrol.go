@@ -86,12 +86,22 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 	if err != nil {
 		return Session{}, err
 	}
-	if mine == fenceOld {
+	// A rescue is a visit: the agent of the node's own system answers for it
+	// before and afterwards, and would not be heard again under another fence.
+	visit := nonce.Mode == modeRescue && startsItsSystem(n)
+	if visit && !t.n.Once.Began.IsZero() {
+		if h, err := t.all(); err != nil {
+			return Session{}, err
+		} else if !h.rescuedBy(fp) {
+			return Session{}, fmt.Errorf("enrol node %s: %w: another agent began its rescue", n.ID, ErrRefused)
+		}
+	}
+	if mine == fenceOld && !visit {
 		t.add(inventory.Event{Kind: inventory.KindFence, Actor: "agent", Fence: n.Fence + 1, Reason: nonce.Mode + " boot",
 			Evidence: map[string]string{"agent": fp, "addr": e.Addr, "identity": string(id.Match), "agree": factNames(id), "mode": nonce.Mode, "hardware": hw.Digest()}})
 	}
 	if nonce.Mode == modeRescue && t.n.Once.Began.IsZero() {
-		t.begin()
+		t.begin(map[string]string{"agent": fp, "addr": e.Addr})
 	}
 	switch {
 	case n.State == inventory.Expected:
@@ -115,8 +125,10 @@ func (c *Conductor) Enrol(ctx context.Context, e Enrolment) (Session, error) {
 	}
 
 	// The responsibility is this agent's now: every other session of the node ends.
-	if err := c.Store.EndAgents(ctx, n.ID); err != nil {
-		return Session{}, err
+	if !visit {
+		if err := c.Store.EndAgents(ctx, n.ID); err != nil {
+			return Session{}, err
+		}
 	}
 	c.boundary(n.ID, "sessions ended: "+nonce.Mode)
 	s, err := c.open(ctx, store.Agent{Node: n.ID, Mode: nonce.Mode, Fingerprint: fp, Fence: t.n.Fence})

@@ -32,10 +32,10 @@ const ramSpare = 512 << 20
 
 // runsInRAM tells whether what the node is to start, or has started, is loaded
 // into its memory at each start.
-func runsInRAM(n inventory.Node) bool {
-	if n.Root != inventory.RootRAM {
-		return false
-	}
+func runsInRAM(n inventory.Node) bool { return n.Root == inventory.RootRAM && startsItsSystem(n) }
+
+// startsItsSystem tells whether the machine's own system is what it starts.
+func startsItsSystem(n inventory.Node) bool {
 	switch n.State {
 	case inventory.Starting, inventory.BurningIn, inventory.Joining, inventory.InService, inventory.ReVerifying, inventory.Leaving:
 		return true

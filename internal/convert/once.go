@@ -125,6 +125,9 @@ func (t *turn) once() (busy bool, err error) {
 	if !o.Active(t.at) {
 		return true, t.endOnce(system, o.Boot+" is over")
 	}
+	if err := t.n.MayBootOnce(t.at); err != nil {
+		return true, t.endOnce(system, o.Boot+" is over: "+err.Error())
+	}
 	t.again(o.Until.Sub(t.at))
 	if o.Began.IsZero() {
 		return false, nil
@@ -136,7 +139,7 @@ func (t *turn) once() (busy bool, err error) {
 // wanted is what n is to boot once, and "" when nothing.
 func (c *Conductor) wanted(n inventory.Node) (mode, why string) {
 	o := n.Once
-	if !o.Active(c.Now()) {
+	if !o.Active(c.Now()) || n.MayBootOnce(c.Now()) != nil {
 		return "", ""
 	}
 	why = fmt.Sprintf("node %s is wanted for %s by %s until %s", n.ID, o.Boot, o.By, o.Until.Format(time.TimeOnly))
@@ -158,7 +161,7 @@ func (c *Conductor) began(ctx context.Context, id inventory.NodeID) error {
 		return err
 	}
 	t := c.turn(ctx, n)
-	t.begin()
+	t.begin(nil)
 	if err := t.close(pressed, "agent", "it started"); err != nil {
 		return err
 	}
@@ -169,10 +172,20 @@ func (c *Conductor) began(ctx context.Context, id inventory.NodeID) error {
 	return nil
 }
 
-func (t *turn) begin() {
+func (t *turn) begin(evidence map[string]string) {
 	o := *t.n.Once
 	o.Began = t.at
-	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: system, Reason: o.Boot + " begins", Once: &o})
+	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: system, Reason: o.Boot + " begins", Once: &o, Evidence: evidence})
+}
+
+// rescuedBy tells whether the rescue that goes on was begun by this agent.
+func (h history) rescuedBy(fp string) bool {
+	for i := len(h) - 1; i >= 0; i-- {
+		if h[i].Kind == inventory.KindOnce {
+			return h[i].Once != nil && h[i].Evidence["agent"] == fp
+		}
+	}
+	return false
 }
 
 // memtestBoot is the memory test for a machine.
@@ -190,9 +203,14 @@ func (c *Conductor) memtestBoot(b pxe.Boot) pxe.Boot {
 // mayRescue holds an agent that lets an operator in against what is known of
 // the node.
 func (t *turn) mayRescue(id inventory.Identity) error {
+	if err := t.n.MayBootOnce(t.at); err != nil {
+		return fmt.Errorf("enrol node %s: %w: %w", t.n.ID, ErrRefused, err)
+	}
 	if t.n.Once.Write {
-		if t.n.Spec.Protect {
-			return fmt.Errorf("enrol node %s: %w: it is protected in site.yaml, and its disks could be written", t.n.ID, ErrRefused)
+		if on, err := t.stopSet(t.ctx); err != nil {
+			return err
+		} else if on {
+			return fmt.Errorf("enrol node %s: %w: its disks could be written, and the global stop is set", t.n.ID, ErrRefused)
 		}
 		if err := id.Err(); err != nil {
 			return fmt.Errorf("enrol node %s: %w: its disks could be written: %w", t.n.ID, ErrRefused, err)
@@ -205,7 +223,7 @@ func (t *turn) mayRescue(id inventory.Identity) error {
 func (t *turn) rescueOrder(o Order) (Order, error) {
 	o.ID = "rescue/" + strconv.FormatUint(t.n.Fence, 10)
 	want := t.n.Once
-	if !want.Active(t.at) || want.Boot != inventory.BootRescue || want.Began.IsZero() {
+	if !want.Active(t.at) || want.Boot != inventory.BootRescue || want.Began.IsZero() || t.n.MayBootOnce(t.at) != nil {
 		o.ID += "/reboot"
 		o.Kind, o.Why = orderReboot, "the rescue is over"
 		return o, nil
