@@ -96,5 +96,8 @@ const (
 	reports = 5000
 )
 
-// ErrReport is wrapped by a refusal of a report.
-var ErrReport = errors.New("report is not valid")
+// Errors that callers tell apart.
+var (
+	ErrReport = errors.New("report is not valid")
+	ErrBusy   = errors.New("it began a moment ago: later")
+)

@@ -2,8 +2,10 @@ package swarm
 
 import (
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +37,12 @@ const (
 	samples = 4  // holders looked at for one chunk
 	avoided = 20 * time.Second
 	benched = time.Minute
+
+	// rejoin is how often one node may begin anew; a client that lost the
+	// tracker tries no faster. maxDead is how many entries of nodes that are
+	// gone there may be before they are looked for.
+	rejoin  = 500 * time.Millisecond
+	maxDead = 1 << 20
 )
 
 // Tracker says who fetches what from whom. It keeps nothing that a restart
@@ -107,11 +115,13 @@ type swarm struct {
 	chunks []chunk
 	nodes  []*node // an index is never used again while the swarm lives
 	byID   map[string]*node
+	nobody *node         // stands for those that are gone
 	usual  time.Duration // a transfer takes; 0 while unknown
 	slots  float64       // transfers from the origin at once
 	busy   int           // of them, used
 	swept  time.Time
 	heard  time.Time
+	dead   int // entries in the lists of holders, of nodes that are gone
 }
 
 // chunk is who has it. Lists may name nodes that are gone or lost it: they are
@@ -141,7 +151,9 @@ type node struct {
 	rack    *rack
 	addr    string // ADDRESS:PORT; empty when it serves none
 	have    []byte
-	missing []int32 // data chunks, in an order of its own
+	missing []int32        // data chunks, in an order of its own
+	lost    map[int32]bool // had and lost: not held again, whatever it says
+	joined  time.Time
 	flights []flight
 	credit  float64
 	heard   time.Time
@@ -151,9 +163,9 @@ type node struct {
 	// as a source
 	uses    int // transfers from it, planned and not reported
 	slots   float64
-	happy   map[int32]bool // who got chunks from it
-	unhappy map[int32]bool // who complained of it
-	bench   time.Time      // nobody is sent to it before
+	happy   map[string]bool // ids of who got chunks from it
+	unhappy map[string]bool // ids of who complained of it: who joins again is still one
+	bench   time.Time       // nobody is sent to it before
 	avoid   map[int32]time.Time
 }
 
@@ -197,12 +209,19 @@ func (t *Tracker) Report(now time.Time, id, rackName string, addr netip.Addr, r 
 		}
 	}
 
+	if len(r.Map) > 0 && len(r.Map) != (len(s.bytes)+7)/8 {
+		return bad("its map has %d bytes, image %s has %d chunks", len(r.Map), r.Image.Short(), len(s.bytes))
+	}
+
 	serves := ""
 	if r.Port != 0 && addr.IsValid() {
 		serves = netip.AddrPortFrom(addr.Unmap(), r.Port).String()
 	}
 	n := s.byID[id]
-	if n != nil && (n.addr != serves || len(r.Map) > 0) {
+	if n != nil && !r.Leave && (n.addr != serves || len(r.Map) > 0) {
+		if now.Sub(n.joined) < rejoin {
+			return Plan{}, fmt.Errorf("swarm: node %s: %w", id, ErrBusy)
+		}
 		t.drop(s, n) // it started again
 		n = nil
 	}
@@ -216,18 +235,16 @@ func (t *Tracker) Report(now time.Time, id, rackName string, addr netip.Addr, r 
 		if len(r.Map) == 0 {
 			return Plan{Map: true}, nil
 		}
-		if len(r.Map) != (len(s.bytes)+7)/8 {
-			return bad("its map has %d bytes, image %s has %d chunks", len(r.Map), r.Image.Short(), len(s.bytes))
-		}
 		n = t.join(now, s, id, rackName, serves, r.Map)
 	}
 	n.heard = now
 	for _, g := range r.Got {
-		t.got(s, n, int32(g.Chunk), time.Duration(g.Ms)*time.Millisecond)
+		t.got(s, n, int32(g.Chunk), time.Duration(min(max(g.Ms, 0), int(overdue/time.Millisecond)))*time.Millisecond)
 	}
 	for _, c := range r.Lost {
 		if n.has(int32(c)) {
 			n.have[c/8] &^= 1 << (c % 8) // it wrote it, and will not fetch it again
+			n.lost[int32(c)] = true
 		}
 	}
 	for _, f := range r.Failed {
@@ -279,7 +296,7 @@ func (t *Tracker) Stats() Stats {
 }
 
 func newSwarm(m images.Manifest) *swarm {
-	s := &swarm{bytes: make([]int64, len(m.Chunks)), chunks: make([]chunk, len(m.Chunks)), byID: map[string]*node{}, slots: originSlots}
+	s := &swarm{nobody: &node{gone: true}, bytes: make([]int64, len(m.Chunks)), chunks: make([]chunk, len(m.Chunks)), byID: map[string]*node{}, slots: originSlots}
 	for i, c := range m.Chunks {
 		if !c.Zero {
 			s.bytes[i] = c.BlobLen
@@ -314,7 +331,7 @@ func (t *Tracker) join(now time.Time, s *swarm, id, rackName, serves string, hav
 	}
 	n := &node{
 		index: int32(len(s.nodes)), id: id, rack: r, addr: serves, have: append([]byte(nil), have...),
-		credit: nodeCredit, fed: now, slots: peerSlots, happy: map[int32]bool{}, unhappy: map[int32]bool{}, avoid: map[int32]time.Time{},
+		credit: nodeCredit, fed: now, joined: now, lost: map[int32]bool{}, slots: peerSlots, happy: map[string]bool{}, unhappy: map[string]bool{}, avoid: map[int32]time.Time{},
 	}
 	s.nodes = append(s.nodes, n)
 	s.byID[id] = n
@@ -337,9 +354,28 @@ func (t *Tracker) drop(s *swarm, n *node) {
 	for _, f := range n.flights {
 		s.land(n, f)
 	}
-	n.flights = nil
 	delete(s.byID, n.id)
-	n.have, n.missing, n.happy, n.unhappy, n.avoid = nil, nil, nil, nil, nil
+	for _, b := range n.have {
+		s.dead += 2 * bits.OnesCount8(b)
+	}
+	s.nodes[n.index] = s.nobody
+	if s.dead > maxDead {
+		s.bury()
+	}
+}
+
+// bury drops from all lists of holders who does not hold any more. Where
+// nothing is fetched nobody meets them.
+func (s *swarm) bury() {
+	s.dead = 0
+	for c := range s.chunks {
+		k := &s.chunks[c]
+		gone := func(i int32) bool { return s.nodes[i].gone || !s.nodes[i].has(int32(c)) }
+		k.holders = slices.DeleteFunc(k.holders, gone)
+		for i := range k.racks {
+			k.racks[i].nodes = slices.DeleteFunc(k.racks[i].nodes, gone)
+		}
+	}
 }
 
 func (s *swarm) hold(n *node, c int32) {
@@ -369,8 +405,8 @@ func (s *swarm) land(n *node, f flight) {
 	}
 	if f.source < 0 {
 		s.busy--
-	} else {
-		s.nodes[f.source].uses--
+	} else if from := s.nodes[f.source]; !from.gone {
+		from.uses--
 	}
 }
 
@@ -404,7 +440,7 @@ func (n *node) settle(now time.Time, s *swarm) {
 
 func (t *Tracker) got(s *swarm, n *node, c int32, took time.Duration) {
 	f, planned := s.take(n, c)
-	if n.has(c) {
+	if n.has(c) || n.lost[c] {
 		return
 	}
 	n.have[c/8] |= 1 << (c % 8)
@@ -437,7 +473,7 @@ func (t *Tracker) got(s *swarm, n *node, c int32, took time.Duration) {
 	if from.gone {
 		return
 	}
-	from.happy[n.index] = true
+	from.happy[n.id] = true
 	switch {
 	case took < brisk:
 		from.slots = min(maxPeerSlots, from.slots+0.25)
@@ -476,7 +512,7 @@ func (t *Tracker) failed(now time.Time, s *swarm, n *node, f Failure) {
 		n.avoid[from.index] = now.Add(time.Hour)
 	}
 	from.slots = max(1, from.slots/2)
-	from.unhappy[n.index] = true
+	from.unhappy[n.id] = true
 	if len(from.unhappy) >= 2 && len(from.unhappy)*2 > len(from.happy) {
 		from.bench = now.Add(benched)
 	}

@@ -46,6 +46,9 @@ func (t *Tracker) honest() error {
 			return fmt.Errorf("%d transfers from the origin, counted %d", busy, s.busy)
 		}
 		for i, n := range s.nodes {
+			if n.gone {
+				continue
+			}
 			if n.uses != uses[int32(i)] {
 				return fmt.Errorf("%d transfers from %s, counted %d", uses[int32(i)], n.id, n.uses)
 			}
@@ -123,6 +126,77 @@ func TestOneLiarShutsNobodyOut(t *testing.T) {
 	say("other", 3, Report{Failed: []Failure{{p.Tasks[0].Chunk, Corrupt}}})
 	if p := say("third", 4, Report{Map: make([]byte, 25), Want: 1}); len(p.Tasks) == 1 && p.Tasks[0].Peer != "" {
 		t.Errorf("a node that two complained of is still used: %+v", p)
+	}
+}
+
+// TestWhoJoinsAgainIsOne: a node that says again and again that it began anew
+// complains as one, and costs the server no more than one.
+func TestWhoJoinsAgainIsOne(t *testing.T) {
+	tr := NewTracker(Limits{})
+	const chunks = 4000
+	m := func(images.Digest) (images.Manifest, error) { return manifestOf(chunks), nil }
+	now := time.Unix(1e9, 0)
+	say := func(id string, addr byte, r Report) (Plan, error) {
+		r.Port = 7
+		return tr.Report(now, id, "", netip.AddrFrom4([4]byte{10, 0, 0, addr}), r, m)
+	}
+	full := make([]byte, chunks/8)
+	for i := range full {
+		full[i] = 0xff
+	}
+	if _, err := say("good", 1, Report{Map: full}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		p, err := say("liar", 2, Report{Map: make([]byte, len(full)), Want: 1})
+		if err != nil || len(p.Tasks) != 1 {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		if _, err := say("liar", 2, Report{Failed: []Failure{{p.Tasks[0].Chunk, Corrupt}}}); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(time.Second)
+	}
+	if p, err := say("other", 3, Report{Map: make([]byte, len(full)), Want: 1}); err != nil || len(p.Tasks) != 1 || p.Tasks[0].Peer != "10.0.0.1:7" {
+		t.Errorf("others are not sent to the good node any more: %+v, %v", p, err)
+	}
+
+	busy := 0
+	for range 2000 {
+		if _, err := say("liar", 2, Report{Map: full}); errors.Is(err, ErrBusy) {
+			busy++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		var got []Got
+		var lost []int
+		for c := range 100 {
+			got, lost = append(got, Got{Chunk: c, Ms: -1 << 40}), append(lost, c)
+		}
+		if _, err := say("other", 3, Report{Got: got, Lost: lost}); err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(250 * time.Millisecond)
+	}
+	if busy != 1000 {
+		t.Errorf("it began anew and was refused %d of 2000 times", busy)
+	}
+	s := tr.images[images.Digest{}]
+	entries := 0
+	for _, k := range s.chunks {
+		entries += len(k.holders)
+		for _, r := range k.racks {
+			entries += len(r.nodes)
+		}
+	}
+	if entries > maxDead+2*3*chunks {
+		t.Errorf("%d entries of 3 nodes and %d chunks", entries, chunks)
+	}
+	if s.usual < 0 || s.usual > overdue {
+		t.Errorf("a transfer is said to take %s", s.usual)
+	}
+	if err := tr.honest(); err != nil {
+		t.Error(err)
 	}
 }
 

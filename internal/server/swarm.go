@@ -69,6 +69,8 @@ func (s *Server) swarm(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	switch {
 	case errors.Is(err, swarm.ErrReport):
 		s.fail(w, http.StatusUnprocessableEntity, err.Error(), "")
+	case errors.Is(err, swarm.ErrBusy):
+		s.fail(w, http.StatusTooManyRequests, err.Error(), "")
 	case err != nil:
 		s.failure(w, r, err)
 	default:
