@@ -21,7 +21,7 @@ const (
 
 // kexecLimit is how long a system that was started past the firmware may take
 // to report before it is started through the firmware.
-const kexecLimit = 5 * time.Minute
+const kexecLimit = 10 * time.Minute
 
 // How an installed system says that it was started.
 const (
