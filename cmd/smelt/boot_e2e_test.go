@@ -28,6 +28,7 @@ import (
 type hall struct {
 	t       *testing.T
 	dir, ns string
+	cache   string // folder for what can be made again
 	serve   *exec.Cmd
 	log     *watch
 }
@@ -76,7 +77,7 @@ func newHall(t *testing.T) *hall {
 	if _, err := build.Loaders(t.Context(), cache()); err != nil {
 		t.Fatal(err)
 	}
-	h := &hall{t: t, dir: t.TempDir(), ns: fmt.Sprintf("smelt-e2e-%d", os.Getpid())}
+	h := &hall{t: t, cache: cache(), dir: t.TempDir(), ns: fmt.Sprintf("smelt-e2e-%d", os.Getpid())}
 	h.run("go", "build", "-o", h.path("smelt"), ".")
 	h.run("env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.path("smelt-agent"), "smelt/cmd/smelt-agent")
 	h.write(h.path("site.yaml"), fmt.Appendf(nil, hallSite, h.path("state")))
@@ -164,7 +165,7 @@ func cache() string {
 func (h *hall) up() {
 	h.t.Helper()
 	h.log = newWatch()
-	h.serve = h.start(h.log, h.path("smelt"), "serve", "--site", h.path("site.yaml"), "--cache", cache())
+	h.serve = h.start(h.log, h.path("smelt"), "serve", "--site", h.path("site.yaml"), "--cache", h.cache)
 	h.log.wait(h.t, 3*time.Minute, "pages at ") // a kernel may have to be fetched
 	h.log.wait(h.t, 10*time.Second, "network boot on ")
 }
