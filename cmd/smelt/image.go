@@ -59,7 +59,7 @@ func newImageKernel() *cobra.Command {
 	var cache string
 	cmd := &cobra.Command{
 		Use:   "kernel",
-		Short: "Fetch the RAM system's kernel and Debian's loaders into the cache, for a server without internet",
+		Short: "Fetch the RAM system's kernel, Debian's loaders, a memory test and a rescue's tools into the cache, for a server without internet",
 		Args:  exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			k, err := build.Kernel(cmd.Context(), cache)
@@ -68,6 +68,9 @@ func newImageKernel() *cobra.Command {
 			}
 			if _, err := build.Loaders(cmd.Context(), cache); err != nil { // a site serves the others
 				fmt.Fprintln(cmd.ErrOrStderr(), "smelt: no shim, no GRUB and no loader for 64-bit ARM:", err)
+			}
+			if _, err := build.Programs(cmd.Context(), cache); err != nil { // a site serves the rest
+				fmt.Fprintln(cmd.ErrOrStderr(), "smelt: no memory test and no tools for a rescue:", err)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), k.Release)
 			return nil
