@@ -169,7 +169,7 @@ func (n Node) apply(e Event) (Node, error) {
 		}
 		n.Report, n.Passed = e.Report, e.Passed
 	case KindOnce:
-		if e.Once != nil {
+		if e.Once != nil && (e.Once.Ended.IsZero() || n.Once == nil) {
 			if err := n.mayBootOnce(*e.Once, e.At); err != nil {
 				return n, err
 			}

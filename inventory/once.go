@@ -24,10 +24,14 @@ type Once struct {
 	Asked  time.Time `json:"asked"`
 	Until  time.Time `json:"until"`          // it ends then, whatever it is doing
 	Began  time.Time `json:"began,omitzero"` // it was started; the start after that is an ordinary one
+	// Restart: the machine is to be restarted for it. Ended: it is over, and the
+	// machine is to be restarted out of it. Both until that was done.
+	Restart bool      `json:"restart,omitempty"`
+	Ended   time.Time `json:"ended,omitzero"`
 }
 
 // Active tells whether the machine is to boot it, or may be running it.
-func (o *Once) Active(now time.Time) bool { return o != nil && now.Before(o.Until) }
+func (o *Once) Active(now time.Time) bool { return o != nil && now.Before(o.Until) && o.Ended.IsZero() }
 
 // outlives tells whether what was asked for still makes sense in a state.
 func (o *Once) outlives(to State) bool {

@@ -65,34 +65,44 @@ func (t *turn) bootOnce(i store.Intent) (bool, error) {
 	if o := t.n.Once; o.Active(t.at) {
 		return false, fmt.Errorf("%s asked for %s on it until %s: end that first (--end)", o.By, o.Boot, o.Until.Format(time.RFC3339))
 	}
+	// Without power control its agent restarts it, or a person.
+	restart := i.Params["restart"] == "yes" && t.Power[t.n.ID] != nil
+	if restart {
+		if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
+			return false, err
+		}
+	}
 	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: i.Actor, Reason: "next start: " + i.Verb, Once: &inventory.Once{
-		Boot: i.Verb, By: i.Actor, Reason: i.Params["reason"], Write: i.Params["write"] == "yes", Asked: t.at, Until: t.at.Add(life),
+		Boot: i.Verb, By: i.Actor, Reason: i.Params["reason"], Write: i.Params["write"] == "yes", Restart: restart, Asked: t.at, Until: t.at.Add(life),
 	}})
-	if t.err != nil || i.Params["restart"] != "yes" {
-		return true, nil
-	}
-	if t.Power[t.n.ID] == nil {
-		return true, nil // its agent restarts it, or a person
-	}
-	if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
-		return false, err
-	}
-	t.cycle(power.Network, i.Verb)
 	return true, nil
 }
 
-// cycle restarts the machine outside of what its state asks for.
-func (t *turn) cycle(dev power.Device, why string) {
+// cycle restarts the machine outside of what its state asks for, until done
+// makes durable that it was. A process that is killed meanwhile leaves it off
+// perhaps: the next one does it again.
+func (t *turn) cycle(dev power.Device, why string, done func(*turn, error)) {
+	if t.busy() {
+		return
+	}
+	if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
+		t.note("waits for power: %v", err)
+		t.again(max(t.Site.SlotWindow, time.Second))
+		return
+	}
 	v := t.Power[t.n.ID]
 	t.start("cycle", func(ctx context.Context) func(*turn) error {
+		t.boundary(t.n.ID, "before cycle: "+why)
 		ev, err := v.Cycle(ctx, dev)
+		t.boundary(t.n.ID, "after cycle: "+why)
 		return func(t *turn) error {
 			if err != nil {
 				t.alarm("it could not be restarted ("+why+"): "+err.Error(), ev.Map())
-				return nil
+			} else {
+				t.add(inventory.Event{Kind: inventory.KindPower, Actor: system, Reason: "restarted: " + why, Evidence: ev.Map(),
+					Power: &inventory.PowerFact{On: power.On.String(), Via: ev.Controller, At: t.at}})
 			}
-			t.add(inventory.Event{Kind: inventory.KindPower, Actor: system, Reason: "restarted: " + why, Evidence: ev.Map(),
-				Power: &inventory.PowerFact{On: power.On.String(), Via: ev.Controller, At: t.at}})
+			done(t, err)
 			return nil
 		}
 	})
@@ -102,17 +112,33 @@ func (t *turn) cycle(dev power.Device, why string) {
 // hears nobody: it is restarted.
 func (t *turn) endOnce(actor, reason string) error {
 	o := *t.n.Once
-	t.add(inventory.Event{Kind: inventory.KindOnce, Actor: actor, Reason: reason})
-	if o.Boot != inventory.BootMemtest || o.Began.IsZero() {
-		return nil // the agent of a rescue restarts the machine
+	switch inTest := o.Boot == inventory.BootMemtest && !o.Began.IsZero(); {
+	case inTest && t.Power[t.n.ID] == nil:
+		t.add(inventory.Event{Kind: inventory.KindOnce, Actor: actor, Reason: reason})
+		t.pressOut("nothing here can switch it")
+	case inTest && o.Ended.IsZero():
+		o.Ended = t.at
+		t.add(inventory.Event{Kind: inventory.KindOnce, Actor: actor, Reason: reason, Once: &o})
+	case inTest:
+		t.cycle(t.device(), reason, func(t *turn, err error) {
+			if o := t.n.Once; o == nil || o.Ended.IsZero() {
+				return
+			}
+			t.add(inventory.Event{Kind: inventory.KindOnce, Actor: system, Reason: "it was restarted"})
+			if err != nil {
+				t.pressOut(err.Error())
+			}
+		})
+	default: // the agent of a rescue restarts the machine
+		t.add(inventory.Event{Kind: inventory.KindOnce, Actor: actor, Reason: reason})
 	}
-	if t.Power[t.n.ID] != nil {
-		t.cycle(t.device(), reason)
-		return nil
-	}
-	t.open(inventory.Task{Verb: "press", What: "the power button", Why: "its memory test is over and nothing here can switch it",
-		How: "note what the test shows, then switch it off, wait five seconds, switch it on", Proof: "dhcp"})
 	return nil
+}
+
+// pressOut asks a person to restart a machine in the memory test.
+func (t *turn) pressOut(why string) {
+	t.open(inventory.Task{Verb: "press", What: "the power button", Why: "its memory test is over: " + why,
+		How: "note what the test shows, then switch it off, wait five seconds, switch it on", Proof: "dhcp"})
 }
 
 // once looks after what an operator asked for, and tells whether the node is
@@ -129,6 +155,16 @@ func (t *turn) once() (busy bool, err error) {
 		return true, t.endOnce(system, o.Boot+" is over: "+err.Error())
 	}
 	t.again(o.Until.Sub(t.at))
+	if o.Began.IsZero() && o.Restart && t.Power[t.n.ID] != nil {
+		t.cycle(power.Network, o.Boot, func(t *turn, _ error) {
+			if o := t.n.Once; o.Active(t.at) && o.Restart && t.n.MayBootOnce(t.at) == nil {
+				done := *o
+				done.Restart = false
+				t.add(inventory.Event{Kind: inventory.KindOnce, Actor: system, Reason: "it was restarted for " + o.Boot, Once: &done})
+			}
+		})
+		return true, nil
+	}
 	if o.Began.IsZero() {
 		return false, nil
 	}

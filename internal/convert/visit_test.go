@@ -1,7 +1,9 @@
 package convert_test
 
 import (
+	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -84,4 +86,79 @@ func TestWriteRescueAndTheStop(t *testing.T) {
 	if err := a.enrol(); !errors.Is(err, convert.ErrRefused) {
 		t.Errorf("its disks can be written under the stop: %v", err)
 	}
+}
+
+// TestRestartOutlivesTheServer: a server that dies between off and on leaves no
+// machine off, and none in its memory test: the next one restarts it.
+func TestRestartOutlivesTheServer(t *testing.T) {
+	l := layout{Dir: t.TempDir(), Nodes: 1, Dead: true}
+	var err error
+	if l.Listen, err = freeAddr(); err != nil {
+		t.Fatal(err)
+	}
+	wd, err := newWorld(&l, 3*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wd.close()
+	id := nodeID(0)
+	// dies at the restart that f brings about
+	during := func(dies bool, f func(h *hall)) {
+		t.Helper()
+		h := &hall{world: wd, t: t, l: l}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		asked := make(chan struct{})
+		begin := func(c *convert.Conductor, _ *store.Store) {
+			if dies {
+				c.OnBoundary(func(_ inventory.NodeID, what string) {
+					if strings.HasPrefix(what, "before cycle") {
+						<-asked
+						cancel()
+					}
+				})
+			}
+		}
+		ended, up := make(chan error, 1), make(chan struct{})
+		go func() {
+			ended <- serve(ctx, l, testLog(), begin, func(c *convert.Conductor, s *store.Store) { h.c, h.s = c, s; close(up) })
+		}()
+		select {
+		case <-up:
+			<-h.c.Ready()
+			f(h)
+			close(asked)
+		case err := <-ended:
+			t.Fatal(err)
+		}
+		if dies {
+			select {
+			case <-ctx.Done():
+			case <-time.After(5 * time.Second):
+				t.Error("nothing was restarted")
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
+	during(true, func(h *hall) {
+		h.inspectedAs(0)
+		h.must(id, "memtest", map[string]string{"restart": "yes"})
+	})
+	during(false, func(h *hall) {
+		h.until(id, "restarted for it", func(n inventory.Node) bool { return !n.Once.Restart })
+		if b := h.onScreen(0); b.Action != pxe.Program {
+			t.Errorf("it boots %v", b.Action)
+		}
+	})
+	during(true, func(h *hall) { h.must(id, "memtest", map[string]string{"end": "yes"}) })
+	during(false, func(h *hall) {
+		on := h.times(id, "/power/on")
+		h.until(id, "restarted out of it", func(n inventory.Node) bool { return n.Once == nil })
+		if h.times(id, "/power/on") == on {
+			t.Error("it is in its memory test for ever")
+		}
+	})
 }
