@@ -447,6 +447,9 @@ func (r Result) bounded() Result {
 	evidence := r.Evidence
 	r.Evidence = nil
 	for _, k := range keys[:min(len(keys), maxEvidence)] {
+		if k == "mark" || k == "start" {
+			continue // words of the conductor: no agent says how far its node is
+		}
 		if r.Evidence == nil {
 			r.Evidence = map[string]string{}
 		}

@@ -162,3 +162,28 @@ func TestRestartOutlivesTheServer(t *testing.T) {
 		}
 	})
 }
+
+// TestAgentsSetNoMarks: how far a node is, its agent cannot say.
+func TestAgentsSetNoMarks(t *testing.T) {
+	h := newHall(t, layout{Nodes: 1, Dead: true})
+	a := h.wiping(0)
+	o := a.ordered("wipe")
+	a.ok(h.c.UsePermit(t.Context(), a.agent, a.permit(o).ID))
+	a.finish(o, convert.Result{Error: "bad", Cause: "disk", Evidence: map[string]string{"mark": "daemon", "start": "disk", "took": "1s"},
+		Wiped: []inventory.Wiped{{Disk: o.Plan.Disks[0]}}})
+	h.reach(a.id, inventory.NeedsWork)
+	events, err := h.s.NodeEvents(t.Context(), a.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := false
+	for _, e := range events {
+		if e.Evidence["mark"] == "daemon" || e.Evidence["start"] != "" {
+			t.Errorf("forged: %+v", e)
+		}
+		kept = kept || e.Evidence["took"] == "1s"
+	}
+	if !kept {
+		t.Error("its other evidence is lost")
+	}
+}
