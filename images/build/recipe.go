@@ -163,8 +163,8 @@ var (
 	recipeName  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 	variantName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,31}$`)
 	// Debian policy 5.6.7, with what apt-get(8) takes behind it: a version, which
-	// may end in *, or a suite.
-	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+([=/][A-Za-z0-9][A-Za-z0-9.+:~*-]*)?$`)
+	// may end in *, or a suite. With a dash at its end, apt-get would remove it.
+	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]*[a-z0-9+.]([=/][A-Za-z0-9][A-Za-z0-9.+:~*-]*)?$`)
 	suiteName   = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 	oneLine     = regexp.MustCompile(`^[ -~]*$`)
 	userName    = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`) // useradd(8)

@@ -43,6 +43,7 @@ func TestRecipeMistakes(t *testing.T) {
 		{"duplicate key", small + "name: y\n", `line 5: mapping key "name" already defined`},
 		{"no YAML", "name: [", "r.yaml: line 1"},
 		{"list for a word", small + "cluster: [slurm]\n", "line 5: want one word"},
+		{"package that apt would remove", small + "  - nano-\n", `r.yaml:5: package "nano-": not a package name`},
 		{"bad package", small + "  - Foo Bar\n", `r.yaml:5: package "Foo Bar": not a package name`},
 		{"package option", small + "  - --allow-downgrades\n", "r.yaml:5"},
 		{"package twice", small + "  - systemd=252.*\n", "r.yaml:5: package systemd is named in line 4 already"},
@@ -427,5 +428,47 @@ func TestSandbox(t *testing.T) {
 				t.Errorf("%s is left", f)
 			}
 		}
+	}
+}
+
+func TestCleanStaysInTheTree(t *testing.T) {
+	host, root := t.TempDir(), t.TempDir()
+	write := func(p string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte("x"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []string{"run/pid", "log/host.log", "id"} {
+		write(filepath.Join(host, p))
+	}
+	for _, p := range []string{"etc/hosts", "opt/a/b", "opt/a/.c", "run/pid", "var/log/dir/x.log"} {
+		write(filepath.Join(root, p))
+	}
+	for to, from := range map[string]string{"var/run": "run", "var/log/apt": "log", "etc/machine-id": "id"} {
+		if err := os.Symlink(filepath.Join(host, from), filepath.Join(root, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("a", filepath.Join(root, "opt/link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := clean(root, []string{"/var/run/*", "/opt/link/b", "/var/log/*/*.log"}); err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string]bool{
+		filepath.Join(host, "run/pid"): true, filepath.Join(host, "log/host.log"): true,
+		filepath.Join(root, "etc/hosts"): true, filepath.Join(root, "opt/a/.c"): true,
+		filepath.Join(root, "opt/a/b"): false, filepath.Join(root, "run/pid"): false, filepath.Join(root, "var/log/dir/x.log"): false,
+	} {
+		if exists(p) != want {
+			t.Errorf("%s is there: %v, want %v", p, !want, want)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(host, "id")); err != nil || string(b) != "x" {
+		t.Errorf("the host's file is %q, %v", b, err)
+	}
+	if i, err := os.Lstat(filepath.Join(root, "etc/machine-id")); err != nil || !i.Mode().IsRegular() || i.Size() != 0 {
+		t.Errorf("machine-id: %v, %v", i, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -361,28 +362,37 @@ func packageProgress(tell func(string, float64, string), stage string, total int
 }
 
 // clean removes what must not be shared by a hall of machines, and what nobody
-// needs.
+// needs. It works through an os.Root: a link in the tree, such as Debian's own
+// /var/run to /run, cannot lead it to the host's files.
 func clean(root string, remove []string) error {
+	r, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
 	for _, p := range append([]string{
 		"/var/cache/apt/*", "/var/lib/apt/lists/*", "/var/log/*.log", "/var/log/apt/*", "/var/cache/debconf/*-old",
 		"/var/lib/dpkg/*-old", "/etc/apt/apt.conf.d/99mmdebstrap", "/tmp/*", "/run/*",
 		"/etc/munge/munge.key", // the package makes one: it would be every node's
 		"/etc/ssh/ssh_host_*", "/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id", "/etc/.pwd.lock",
 	}, remove...) {
-		found, err := filepath.Glob(filepath.Join(root, p))
+		found, err := fs.Glob(r.FS(), strings.Trim(path.Clean(p), "/"))
 		if err != nil {
 			return fmt.Errorf("remove %s: %w", p, err)
 		}
 		for _, f := range found {
-			if err := os.RemoveAll(f); err != nil {
-				return err
+			if err := r.RemoveAll(f); err != nil {
+				return fmt.Errorf("remove %s: %w", p, err)
 			}
 		}
 	}
 	// Empty, not absent and not "uninitialized": systemd then makes one up at
 	// boot without calling it a first boot, which would enable every service
 	// there is (machine-id(5), systemd.preset(5)).
-	return os.WriteFile(filepath.Join(root, "etc/machine-id"), nil, 0o444)
+	if err := r.RemoveAll("etc/machine-id"); err != nil {
+		return err
+	}
+	return errors.Join(r.WriteFile("etc/machine-id", nil, 0o444), r.Chmod("etc/machine-id", 0o444)) // whatever our umask
 }
 
 // size adds up what a tree takes in an ext4 filesystem.
