@@ -426,7 +426,8 @@ func (s *Store) Blob(m Manifest) (*os.File, error) {
 	return f, err
 }
 
-// Verify reads the whole blob and holds it against the manifest.
+// Verify reads the whole blob and holds it against the manifest. A damaged one
+// is put aside: it is served to nobody, and a build or a pull makes it anew.
 func (s *Store) Verify(d Digest) error {
 	m, err := s.Manifest(d)
 	if err != nil {
@@ -443,9 +444,28 @@ func (s *Store) Verify(d Digest) error {
 		return fmt.Errorf("image %s: %w", d.Short(), err)
 	}
 	if n != m.BlobLen || Digest(sum.Sum(nil)) != m.Blob {
+		if err := s.putAside(f); err != nil {
+			return fmt.Errorf("image %s: %w, and cannot be removed: %w", d.Short(), ErrDamaged, err)
+		}
 		return fmt.Errorf("image %s: %w: build or fetch it again", d.Short(), ErrDamaged)
 	}
 	return nil
+}
+
+// putAside takes a damaged blob's name away, unless another file has it by now.
+func (s *Store) putAside(f *os.File) error {
+	ours, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Lstat(f.Name())
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, now) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), filepath.Join(s.dir, "tmp", "damaged-"+filepath.Base(f.Name())))
 }
 
 // Entry is one image in a list.

@@ -101,11 +101,24 @@ func TestStore(t *testing.T) {
 		t.Errorf("%d files left behind", len(left))
 	}
 
-	if err := os.WriteFile(s.blob(m.Blob), []byte("damage"), 0o644); err != nil {
+	blob := must(os.ReadFile(s.blob(m.Blob)))
+	if err := os.WriteFile(s.blob(m.Blob), bytes.Repeat([]byte("x"), len(blob)), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Verify(d); err == nil {
-		t.Error("a damaged blob verifies")
+	if err := s.Verify(d); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a damaged blob verifies: %v", err)
+	}
+	// It is offered to nobody, so that it is built or fetched again.
+	if s.Has(m) {
+		t.Error("a damaged blob is still in the store")
+	}
+	if err := s.Verify(d); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a blob that was put aside: %v", err)
+	}
+	if _, err := s.Put(must(Sign(m, priv)), bytes.NewReader(blob)); err != nil {
+		t.Error(err)
+	} else if err := s.Verify(d); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -144,7 +144,7 @@ func (o Options) Plan() (Plan, error) {
 	if text, err := os.ReadFile(b.record(key)); err == nil {
 		if d, err := images.ParseDigest(strings.TrimSpace(string(text))); err == nil {
 			m, err := o.Out.Manifest(d)
-			p.Hit = err == nil && m.Key == key
+			p.Hit = err == nil && m.Key == key && o.Out.Has(m)
 		}
 	}
 	seen := map[images.Digest]bool{}
@@ -230,11 +230,9 @@ func (b *builder) built(key string) (images.Digest, Info, bool) {
 	if err != nil || m.Key != key {
 		return none()
 	}
-	f, err := b.Out.Blob(m)
-	if err != nil || b.budget(m) != nil {
+	if !b.Out.Has(m) || b.budget(m) != nil {
 		return none()
 	}
-	f.Close()
 	env, err := b.Out.Envelope(d)
 	if err != nil {
 		return none()
