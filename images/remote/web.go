@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,8 +17,53 @@ type web struct{ base string }
 var client = &http.Client{Transport: func() http.RoundTripper {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ResponseHeaderTimeout = 60 * time.Second
-	return t
+	return impatient{t, 60 * time.Second}
 }()}
+
+var errSilent = errors.New("the server stopped in the middle of an answer")
+
+// impatient ends an answer of which nothing comes for a while. A mirror that
+// begins to answer and falls silent would keep its site waiting for ever, and
+// the site's log quiet.
+type impatient struct {
+	http.RoundTripper
+	wait time.Duration
+}
+
+func (t impatient) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	resp, err := t.RoundTripper.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &waited{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, wait: t.wait}
+	return resp, nil
+}
+
+type waited struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wait   time.Duration
+}
+
+// Read starts the clock anew: how long the caller takes is its own affair.
+func (w *waited) Read(b []byte) (int, error) {
+	timer := time.AfterFunc(w.wait, func() { w.cancel(errSilent) })
+	n, err := w.ReadCloser.Read(b)
+	timer.Stop()
+	if err != nil && err != io.EOF && errors.Is(context.Cause(w.ctx), errSilent) {
+		err = errSilent
+	}
+	return n, err
+}
+
+func (w *waited) Close() error {
+	err := w.ReadCloser.Close()
+	w.cancel(nil)
+	return err
+}
 
 func (w web) String() string { return w.base }
 
