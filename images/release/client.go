@@ -27,6 +27,9 @@ import (
 // maxMetadata is the longest file of metadata that is read.
 const maxMetadata = 8 << 20
 
+// updateTime bounds the fetch of all metadata, a few kB as a rule.
+const updateTime = 10 * time.Minute
+
 // View is what the keys of a release say now.
 type View struct {
 	Signers  images.Signers // who signs manifests
@@ -37,6 +40,7 @@ type View struct {
 	Channels map[Role]map[string]images.Digest // channel, title
 
 	versions map[string]int64 // of the files that the snapshot names
+	client   *Client          // whose view it is; nil: of nobody who remembers
 }
 
 // Client is the site's side. Dir keeps the newest metadata that was seen, so
@@ -59,8 +63,11 @@ type seen struct {
 const seenFile = "seen.json"
 
 // Update fetches and verifies what is published. What was verified is kept
-// even where a later step refuses, as TUF wants.
+// even where a later step refuses, as TUF wants. A server that sends it slower
+// than updateTime is as good as none: who is kept waiting learns nothing new.
 func (c *Client) Update(ctx context.Context) (*View, error) {
+	ctx, cancel := context.WithTimeout(ctx, updateTime)
+	defer cancel()
 	unlock, err := c.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -110,7 +117,42 @@ func (c *Client) Update(ctx context.Context) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.From, err)
 	}
+	v.client = c
 	return v, nil
+}
+
+// newest runs do unless a newer release was seen since this view of it: a pull
+// takes as long as its images, and what another process learned meanwhile, of
+// an image that was withdrawn perhaps, must not be undone.
+func (v *View) newest(ctx context.Context, do func() error) error {
+	if v.client == nil {
+		return do()
+	}
+	unlock, err := v.client.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	known, err := v.client.load()
+	if err != nil {
+		return err
+	}
+	root, err := new(rootData).FromBytes(known.Files["root.json"])
+	if err != nil {
+		return err
+	}
+	version := v.Version
+	if b := known.Files["snapshot.json"]; b != nil {
+		snapshot, err := new(metadata.Metadata[metadata.SnapshotType]).FromBytes(b)
+		if err != nil {
+			return err
+		}
+		version = snapshot.Signed.Version
+	}
+	if root.Signed.Version > v.Root || version > v.Version {
+		return fmt.Errorf("%w: release %d was seen while the images of %d were fetched; the channels stay as they are: smelt image pull", ErrConflict, version, v.Version)
+	}
+	return do()
 }
 
 // Signers returns who signs manifests by the newest root that was seen, without

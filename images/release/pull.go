@@ -45,8 +45,8 @@ func (v *View) Pull(ctx context.Context, st *images.Store, from remote.Remote, c
 			}
 			names[title] = d
 		}
-		if err := st.SetChannel(string(c), names); err != nil {
-			return err
+		if err := v.newest(ctx, func() error { return st.SetChannel(string(c), names) }); err != nil {
+			return errors.Join(append(errs, err)...)
 		}
 	}
 	return errors.Join(errs...)

@@ -348,6 +348,36 @@ func TestResumes(t *testing.T) {
 	}
 }
 
+// A pull takes as long as its images: another process may know better by then.
+func TestPullUndoesNothingNewer(t *testing.T) {
+	p := newPublisher(t)
+	first, second := p.build("ai-node", 1), p.build("ai-node", 2)
+	p.release(first, releaseKey, releaseKey2)
+	p.release(second, releaseKey, releaseKey2)
+	p.promote(Stable, first, stableKey)
+	p.publish()
+	s := newSite(t, p)
+	slow, err := s.Update(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.promote(Stable, second, stableKey)
+	p.publish()
+	if err := s.pull(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err = slow.Pull(t.Context(), s.store, s.From, Channels, func(Role, string) bool { return true }, func(string) {})
+	if !errors.Is(err, ErrConflict) {
+		t.Errorf("an older view is pulled after a newer one: %v", err)
+	}
+	if d, err := s.store.Resolve("ai-node"); err != nil || d != second {
+		t.Errorf("ai-node is %s, %v; want %s", d.Short(), err, second.Short())
+	}
+	if err := s.pull(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // breaks is a remote whose blobs break off.
 type breaks struct {
 	remote.Remote
