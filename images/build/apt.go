@@ -58,6 +58,8 @@ Dir::Etc::preferences "preferences";
 Dir::Etc::preferencesparts "/dev/null";
 Dir::Etc::main "/dev/null";
 Dir::Etc::trustedparts "/dev/null";
+Dir::Etc::netrc "/etc/apt/auth.conf";
+Dir::Etc::netrcparts "/etc/apt/auth.conf.d";
 APT::Architecture "amd64";
 APT::Architectures "amd64";
 APT::Sandbox::User "root";
@@ -66,7 +68,12 @@ APT::Install-Recommends "false";
 	for name, s := range map[string]string{
 		"apt.conf": conf, "status": "", "etc/sources.list": list, "etc/preferences": prefs,
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(s), 0o644); err != nil {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(s), 0o600); err != nil {
+			return a, err
+		}
+		// The host's proxy may be named with a password.
+		if err := os.Chmod(p, 0o600); err != nil {
 			return a, err
 		}
 	}
