@@ -453,12 +453,21 @@ func TestCleanStaysInTheTree(t *testing.T) {
 	if err := os.Symlink("a", filepath.Join(root, "opt/link")); err != nil {
 		t.Fatal(err)
 	}
-	if err := clean(root, []string{"/var/run/*", "/opt/link/b", "/var/log/*/*.log"}); err != nil {
+	for _, p := range []string{"vmlinuz.old", "opt/dangling"} {
+		if err := os.Symlink("boot/vmlinuz-5", filepath.Join(root, p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := clean(root, []string{"/var/run/*", "/opt/link/b", "/var/log/*/*.log", "/vmlinuz.old", "/opt/dang*", "/not/there"}); err != nil {
 		t.Fatal(err)
+	}
+	if err := clean(root, []string{"/var/run/pid"}); err == nil {
+		t.Error("a path through a link to the host is removed, and nobody hears of it")
 	}
 	for p, want := range map[string]bool{
 		filepath.Join(host, "run/pid"): true, filepath.Join(host, "log/host.log"): true,
 		filepath.Join(root, "etc/hosts"): true, filepath.Join(root, "opt/a/.c"): true,
+		filepath.Join(root, "vmlinuz.old"): false, filepath.Join(root, "opt/dangling"): false,
 		filepath.Join(root, "opt/a/b"): false, filepath.Join(root, "run/pid"): false, filepath.Join(root, "var/log/dir/x.log"): false,
 	} {
 		if exists(p) != want {

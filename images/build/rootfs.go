@@ -376,9 +376,12 @@ func clean(root string, remove []string) error {
 		"/etc/munge/munge.key", // the package makes one: it would be every node's
 		"/etc/ssh/ssh_host_*", "/var/lib/systemd/random-seed", "/var/lib/dbus/machine-id", "/etc/.pwd.lock",
 	}, remove...) {
-		found, err := fs.Glob(r.FS(), strings.Trim(path.Clean(p), "/"))
-		if err != nil {
-			return fmt.Errorf("remove %s: %w", p, err)
+		name := strings.Trim(path.Clean(p), "/")
+		found := []string{name}
+		if strings.ContainsAny(name, `*?[\`) { // a plain name may be of a link that leads nowhere, which Glob passes over
+			if found, err = fs.Glob(r.FS(), name); err != nil {
+				return fmt.Errorf("remove %s: %w", p, err)
+			}
 		}
 		for _, f := range found {
 			if err := r.RemoveAll(f); err != nil {
