@@ -98,6 +98,8 @@ func tools(ctx context.Context, url, digest string) error {
 	if b, err := os.ReadFile(path); err == nil && sum(b) == digest {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute) // a server that stops in the middle is asked again
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

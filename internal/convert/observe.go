@@ -156,6 +156,12 @@ func (t *turn) result(o store.Observation) error {
 		t.kexeced(r)
 		return nil
 	}
+	if r.Order == rescueID(t.n) {
+		if !r.OK {
+			t.alarm("nobody can log in to it: "+r.Error, nil)
+		}
+		return nil
+	}
 	if r.Fence != t.n.Fence || r.Order != orderID(t.n) {
 		return nil // of an earlier boot or an earlier entry into this state
 	}

@@ -255,9 +255,12 @@ func (t *turn) mayRescue(id inventory.Identity) error {
 	return nil
 }
 
+// rescueID names the order to let an operator in.
+func rescueID(n inventory.Node) string { return "rescue/" + strconv.FormatUint(n.Fence, 10) }
+
 // rescueOrder lets the operator in until the time is over.
 func (t *turn) rescueOrder(o Order) (Order, error) {
-	o.ID = "rescue/" + strconv.FormatUint(t.n.Fence, 10)
+	o.ID = rescueID(t.n)
 	want := t.n.Once
 	if !want.Active(t.at) || want.Boot != inventory.BootRescue || want.Began.IsZero() || t.n.MayBootOnce(t.at) != nil {
 		o.ID += "/reboot"

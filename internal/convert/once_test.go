@@ -2,6 +2,7 @@ package convert_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,10 @@ func TestRescue(t *testing.T) {
 	if b := h.boots(0); b.mode != "inspect" {
 		t.Errorf("its next start is %q", b.mode)
 	}
+	a.ok(h.c.Finished(t.Context(), a.agent, convert.Result{Order: o.ID, Kind: "rescue", Cause: "network", Error: "no tools"}))
+	h.until(id, "an alarm that nobody can log in", func(inventory.Node) bool {
+		return slices.ContainsFunc(h.alarms(id), func(s string) bool { return strings.Contains(s, "no tools") })
+	})
 	h.must(id, "rescue", map[string]string{"end": "yes"})
 	if o := a.ordered("reboot"); o.Once != nil {
 		t.Errorf("then %+v", o)
