@@ -2,6 +2,8 @@ package build
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -384,20 +386,26 @@ func TestSandbox(t *testing.T) {
 	if err := os.WriteFile(outside, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	in := func(script string) error {
 		_, err := (command{name: "sh", args: []string{"-euc", script}, jail: dir}).run(t.Context())
 		return err
 	}
 	for name, script := range map[string]string{
-		"write to /etc":        "echo x >/etc/smelt-escape",
-		"write to /usr":        "touch /usr/bin/smelt-escape",
-		"write to /var":        "touch /var/lib/dpkg/smelt-escape",
-		"append to a file":     "echo x >>" + outside,
-		"remove a file":        "rm " + outside,
-		"write to a device":    "mknod " + dir + "/sda b 8 0 && echo x >" + dir + "/sda",
-		"see a disk":           "ls /dev/[svx]d[a-z] /dev/nvme* /dev/loop*",
-		"install on the host":  "dpkg --force-all -i /nothing.deb; apt-get -y install hello",
-		"find the host's /tmp": "ls " + filepath.Dir(outside),
+		"write to /etc":            "echo x >/etc/smelt-escape",
+		"write to /usr":            "touch /usr/bin/smelt-escape",
+		"write to /var":            "touch /var/lib/dpkg/smelt-escape",
+		"append to a file":         "echo x >>" + outside,
+		"remove a file":            "rm " + outside,
+		"write to a device":        "mknod " + dir + "/sda b 8 0 && echo x >" + dir + "/sda",
+		"see a disk":               "ls /dev/[svx]d[a-z] /dev/nvme* /dev/loop*",
+		"install on the host":      "dpkg --force-all -i /nothing.deb; apt-get -y install hello",
+		"fetch what is in no lock": fmt.Sprintf("bash -c '</dev/tcp/127.0.0.1/%d'", l.Addr().(*net.TCPAddr).Port),
+		"find the host's /tmp":     "ls " + filepath.Dir(outside),
 	} {
 		if err := in(script); err == nil {
 			t.Errorf("%s: allowed", name)

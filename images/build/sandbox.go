@@ -18,7 +18,8 @@ var sandboxDevices = []string{"null", "zero", "full", "random", "urandom", "tty"
 // runSandboxed runs cmd in a private mount namespace where the host is
 // read-only, its disks are not there, /tmp is empty, and only the folder writable outlives
 // it; in a process namespace of its own, so that nothing a recipe started
-// outlives it.
+// outlives it; and without a network: what a recipe would fetch there is in no
+// lock.
 //
 // It guards against mistakes, not malice: root in there could undo it. The
 // usual mistake is a hook that forgets chroot and installs packages, or edits
@@ -34,7 +35,7 @@ func runSandboxed(cmd *exec.Cmd, writable string) error {
 			return
 		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
 			Pdeathsig:  syscall.SIGKILL,
 		}
 		errs <- cmd.Run()
