@@ -43,7 +43,7 @@ image-cuda:
 ## test: everything that CI runs: no test may skip, the slow ones run too
 ## (QEMU machines, the image build), and last the demo's conversion
 test: deps lint build
-	SMELT_TEST_NO_SKIP=1 SMELT_TEST_E2E=1 $(SUDO) go test -timeout 30m ./...
+	SMELT_TEST_NO_SKIP=1 SMELT_TEST_E2E=1 $(SUDO) go test -timeout 45m ./...
 	$(SUDO) bin/smelt lab demo --exit
 
 ## unit: what go test ./... runs, in less than three minutes
