@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,9 +58,10 @@ the site file name, from images.remote. smelt serve does the same by itself.`,
 			}
 			if dry {
 				for _, channel := range release.Channels {
-					for title, d := range v.Channels[channel] {
+					titles := v.Channels[channel]
+					for _, title := range slices.Sorted(maps.Keys(titles)) {
 						if want(channel, title) {
-							fmt.Fprintf(c.OutOrStdout(), "%s\t%s/%s\n", d, channel, title)
+							fmt.Fprintf(c.OutOrStdout(), "%s\t%s/%s\n", titles[title], channel, title)
 						}
 					}
 				}

@@ -39,6 +39,9 @@ released images, of the site's own key where it builds them, or of --key.`,
 				signers.Keys = append(signers.Keys, k)
 			}
 			if len(keys) == 0 {
+				if cmd.Flags().Changed("threshold") {
+					return usageError{"--threshold counts the keys of --key, and there are none", "name them: --key FILE,FILE"}
+				}
 				if signers, err = siteSigners(*state); err != nil {
 					return err
 				}

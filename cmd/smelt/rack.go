@@ -36,8 +36,8 @@ func (r *rackCache) serve(ctx context.Context, dir string, log *slog.Logger) err
 	if r.listen == "" {
 		return usageError{"--listen is missing", "give the address that the rack's nodes reach, as in swarm: caches: of site.yaml: --listen 10.20.3.1:80"}
 	}
-	if r.keep < 1 {
-		return usageError{fmt.Sprintf("--keep %d: a cache keeps 1 GiB at least", r.keep), ""}
+	if r.keep < 1 || r.keep > 1<<20 {
+		return usageError{fmt.Sprintf("--keep %d: a cache keeps from 1 to %d GiB", r.keep, 1<<20), ""}
 	}
 	cache, err := swarm.OpenCache(dir, strings.TrimSuffix(r.origin, "/")+"/images", r.keep<<30, log)
 	if err != nil {

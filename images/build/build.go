@@ -238,7 +238,7 @@ func (b *builder) built(key string) (images.Digest, Info, bool) {
 		return none()
 	}
 	if _, _, err := images.Open(env, b.Key.Public().(ed25519.PublicKey)); err != nil {
-		if err := b.Out.Resign(d, b.Key); err != nil {
+		if err := b.Out.Cosign(d, b.Key); err != nil {
 			return none()
 		}
 	}
