@@ -39,7 +39,7 @@ type published struct {
 
 // measure runs the tools on one image, in turn, so that a noisy neighbour
 // disturbs them all.
-func measure(ctx context.Context, dir string, size int64, kind, only string, rounds int) (outcome, error) {
+func measure(ctx context.Context, dir string, size int64, kind, only string, rounds int, mbs int64) (outcome, error) {
 	dir, err := os.MkdirTemp(dir, kind+"-*")
 	if err != nil {
 		return outcome{}, err
@@ -63,7 +63,14 @@ func measure(ctx context.Context, dir string, size int64, kind, only string, rou
 	if _, err := fio(ctx, dev, size); err != nil {
 		return outcome{}, err
 	}
-	o := outcome{kind: kind, size: size, data: p.data, blob: p.blobLen}
+	if mbs > 0 {
+		unbound, err := bound(dev, mbs*1e6)
+		if err != nil {
+			return outcome{}, err
+		}
+		defer unbound()
+	}
+	o := outcome{kind: kind, size: size, data: p.data, blob: p.blobLen, mbs: mbs}
 	for _, t := range tools {
 		if selected(t.name, only) && t.pipe(p, dev) != nil {
 			o.rows = append(o.rows, row{tool: t, same: true})
@@ -108,8 +115,8 @@ func measure(ctx context.Context, dir string, size int64, kind, only string, rou
 				return o, err
 			}
 			r.same = r.same && same
-			fmt.Fprintf(os.Stderr, "%s %d MiB, round %d: %-40s %6.2f s, %6.2f CPU s, fio before %.2f s, same: %v\n",
-				kind, size>>20, round+1, r.name, s.took.Seconds(), s.cpu.Seconds(), limit.Seconds(), same)
+			fmt.Fprintf(os.Stderr, "%s, round %d: %-40s %6.2f s, %6.2f CPU s, fio before %.2f s, same: %v\n",
+				o, round+1, r.name, s.took.Seconds(), s.cpu.Seconds(), limit.Seconds(), same)
 		}
 	}
 	return o, nil
@@ -400,6 +407,29 @@ func newDisk(dir string, size int64) (path string, free func(), err error) {
 		// Not with the bench's context: that is over when it is interrupted.
 		if out, err := exec.Command("losetup", "-d", loop).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "losetup -d %s: %v\n%s", loop, err, out)
+		}
+	}, nil
+}
+
+// throttle is where the kernel takes a device's limits for everybody, writeback
+// included (cgroup v1, Documentation/admin-guide/cgroup-v1/blkio-controller.rst).
+const throttle = "/sys/fs/cgroup/blkio/blkio.throttle.write_bps_device"
+
+// bound makes the device as slow as a slower one.
+func bound(dev string, bytesPerSecond int64) (free func(), err error) {
+	number, err := os.ReadFile("/sys/block/" + filepath.Base(dev) + "/dev")
+	if err != nil {
+		return nil, err
+	}
+	set := func(n int64) error {
+		return os.WriteFile(throttle, fmt.Appendf(nil, "%s %d", strings.TrimSpace(string(number)), n), 0o644)
+	}
+	if err := set(bytesPerSecond); err != nil {
+		return nil, fmt.Errorf("slow %s down: %w", dev, err)
+	}
+	return func() {
+		if err := set(0); err != nil {
+			fmt.Fprintf(os.Stderr, "%s stays slow: %v\n", dev, err)
 		}
 	}, nil
 }

@@ -5,7 +5,7 @@
 // line is JSON. Root; fio, bmap-tools, qemu-utils, qemu-block-extra, zstd, curl
 // and e2fsprogs from Debian.
 //
-//	go run ./images/disk/bench [-mib 4096,16384] [-kinds incompressible,sparse] [-rounds 3] [-dir DIR]
+//	go run ./images/disk/bench [-mib 4096,16384] [-kinds incompressible,sparse] [-rounds 3] [-slow 500] [-dir DIR]
 package main
 
 import (
@@ -36,42 +36,54 @@ func main() {
 	kinds := flag.String("kinds", "incompressible,sparse", "what is in them")
 	dir := flag.String("dir", "", "folder for images and disk (default: a temporary one); twice the largest image must fit")
 	rounds := flag.Int("rounds", 3, "runs of each tool; images above 4 GiB get one")
+	slow := flag.Int64("slow", 500, "the first of the sizes once more, incompressible, on a disk of so many MB/s, as a SATA drive is; 0: not")
 	only := flag.String("only", "", "tools, by the beginning of their names; all without it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *dir, *mib, *kinds, *only, *rounds); err != nil {
+	if err := run(ctx, *dir, *mib, *kinds, *only, *rounds, *slow); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, dir, sizes, kinds, only string, rounds int) (err error) {
+func run(ctx context.Context, dir, sizes, kinds, only string, rounds int, slow int64) (err error) {
 	if dir, err = os.MkdirTemp(dir, "smelt-bench-*"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	var all []outcome
-	for _, s := range strings.Split(sizes, ",") {
+	for i, s := range strings.Split(sizes, ",") {
 		mib, err := strconv.ParseInt(s, 10, 64)
 		if err != nil {
 			return fmt.Errorf("size %q: %w", s, err)
 		}
+		speeds := []int64{0}
+		if _, err := os.Stat(throttle); i == 0 && slow > 0 && err == nil {
+			speeds = append(speeds, slow)
+		} else if i == 0 && slow > 0 {
+			fmt.Fprintf(os.Stderr, "a disk of %d MB/s is left out: %v\n", slow, err)
+		}
 		for _, kind := range strings.Split(kinds, ",") {
-			n := rounds
-			if mib > 4096 {
-				n = 1
-			}
 			if err := fits(dir, 2*mib<<20); err != nil {
 				fmt.Fprintf(os.Stderr, "%s, %d MiB is left out: %v\n", kind, mib, err)
 				continue
 			}
-			o, err := measure(ctx, dir, mib<<20, kind, only, n)
-			if err != nil {
-				return fmt.Errorf("%s, %d MiB: %w", kind, mib, err)
+			for _, mbs := range speeds {
+				if mbs > 0 && kind != "incompressible" {
+					continue // the kernel counts a punched hole as if its bytes were written
+				}
+				n := rounds
+				if mib > 4096 || mbs > 0 {
+					n = 1
+				}
+				o, err := measure(ctx, dir, mib<<20, kind, only, n, mbs)
+				if err != nil {
+					return fmt.Errorf("%s, %d MiB: %w", kind, mib, err)
+				}
+				o.print(os.Stdout)
+				all = append(all, o)
 			}
-			o.print(os.Stdout)
-			all = append(all, o)
 		}
 	}
 	return json.NewEncoder(os.Stdout).Encode(map[string]any{"bench": "images", "results": results(all)})
@@ -123,7 +135,16 @@ type outcome struct {
 	kind       string
 	size, data int64
 	blob       int64
+	mbs        int64 // what the disk was slowed down to; 0: it was not
 	rows       []row
+}
+
+func (o outcome) String() string {
+	s := fmt.Sprintf("%s, %d MiB", o.kind, o.size>>20)
+	if o.mbs > 0 {
+		s += fmt.Sprintf(", disk of %d MB/s", o.mbs)
+	}
+	return s
 }
 
 func (o outcome) find(name string) *row {
@@ -136,7 +157,7 @@ func (o outcome) find(name string) *row {
 }
 
 func (o outcome) print(w *os.File) {
-	fmt.Fprintf(w, "\n%s, %d MiB: %d MiB of data, published in %d MiB\n", o.kind, o.size>>20, o.data>>20, o.blob>>20)
+	fmt.Fprintf(w, "\n%s: %d MiB of data, published in %d MiB\n", o, o.data>>20, o.blob>>20)
 	fmt.Fprintf(w, "%-40s %8s %8s %8s %8s %8s %8s  %s\n", "from HTTP to the device", "best s", "median", "MB/s", "x smelt", "CPU s", "MiB", "the disk is the image")
 	smelt := o.find(smeltName)
 	for _, r := range o.rows {
@@ -167,10 +188,13 @@ func (o outcome) print(w *os.File) {
 }
 
 // results are the worst of the sizes: a number that holds for each of them.
+// Those of a slowed disk have names of their own.
 func results(all []outcome) map[string]float64 {
 	out := map[string]float64{}
+	suffix := ""
 	least := func(key string, v float64) {
 		v = float64(int64(v*100+0.5)) / 100
+		key += suffix
 		if old, ok := out[key]; !ok || v < old {
 			out[key] = v
 		}
@@ -181,6 +205,9 @@ func results(all []outcome) map[string]float64 {
 			continue
 		}
 		ours := smelt.best().took.Seconds()
+		if suffix = ""; o.mbs > 0 {
+			suffix = fmt.Sprintf("_at_%d", o.mbs)
+		}
 		times := func(key, name string) {
 			if r := o.find(name); r != nil {
 				least(key, r.best().took.Seconds()/ours)
