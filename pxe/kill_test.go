@@ -291,9 +291,14 @@ func TestSwitchMidBoot(t *testing.T) {
 	t.Logf("BIOS with iPXE ROM, port dark for 35 s while the kernel was on its way: %s to userland", took)
 }
 
-// bootThrough boots a machine that trouble befalls once it has its script.
+// bootThrough boots a machine that trouble befalls once it has its script. Its
+// wire is slow, 8 s for the kernel, so that a busy machine is not too late.
 func (l *lab) bootThrough(trouble func() error) time.Duration {
 	l.t.Helper()
+	if out, err := exec.Command("tc", "-n", l.server, "qdisc", "add", "dev", "tap0", "root", "tbf",
+		"rate", "8mbit", "burst", "64kb", "latency", "100ms").CombinedOutput(); err != nil {
+		l.t.Fatalf("tc: %v: %s", err, out)
+	}
 	over := make(chan error, 1)
 	go func() {
 		for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {

@@ -5,7 +5,7 @@
 // line is JSON. Root; fio, bmap-tools, qemu-utils, qemu-block-extra, zstd, curl
 // and e2fsprogs from Debian.
 //
-//	go run ./images/disk/bench [-mib 4096,16384] [-kinds incompressible,sparse] [-rounds 3] [-slow 500] [-dir DIR]
+//	go run ./images/disk/bench [-mib 4096,16384] [-kinds incompressible,sparse] [-rounds 3] [-slow 500,1500] [-dir DIR]
 package main
 
 import (
@@ -36,33 +36,52 @@ func main() {
 	kinds := flag.String("kinds", "incompressible,sparse", "what is in them")
 	dir := flag.String("dir", "", "folder for images and disk (default: a temporary one); twice the largest image must fit")
 	rounds := flag.Int("rounds", 3, "runs of each tool; images above 4 GiB get one")
-	slow := flag.Int64("slow", 500, "the first of the sizes once more, incompressible, on a disk of so many MB/s, as a SATA drive is; 0: not")
+	slow := flag.String("slow", "500,1500", "the first of the sizes once more, incompressible, on disks of so many MB/s: a SATA drive, a small NVMe; empty: not")
 	only := flag.String("only", "", "tools, by the beginning of their names; all without it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *dir, *mib, *kinds, *only, *rounds, *slow); err != nil {
+	speeds, err := numbers(*slow)
+	if err == nil {
+		err = run(ctx, *dir, *mib, *kinds, *only, *rounds, speeds)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, dir, sizes, kinds, only string, rounds int, slow int64) (err error) {
+// numbers reads a list such as 500,1500.
+func numbers(list string) (all []int64, err error) {
+	if list == "" {
+		return nil, nil
+	}
+	for _, s := range strings.Split(list, ",") {
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil || n <= 0 {
+			return nil, fmt.Errorf("%q of %q is no number above 0", s, list)
+		}
+		all = append(all, n)
+	}
+	return all, nil
+}
+
+func run(ctx context.Context, dir, sizes, kinds, only string, rounds int, slow []int64) (err error) {
+	mibs, err := numbers(sizes)
+	if err != nil {
+		return err
+	}
 	if dir, err = os.MkdirTemp(dir, "smelt-bench-*"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	var all []outcome
-	for i, s := range strings.Split(sizes, ",") {
-		mib, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return fmt.Errorf("size %q: %w", s, err)
-		}
+	for i, mib := range mibs {
 		speeds := []int64{0}
-		if _, err := os.Stat(throttle); i == 0 && slow > 0 && err == nil {
-			speeds = append(speeds, slow)
-		} else if i == 0 && slow > 0 {
-			fmt.Fprintf(os.Stderr, "a disk of %d MB/s is left out: %v\n", slow, err)
+		if _, err := os.Stat(throttle); i == 0 && len(slow) > 0 && err == nil {
+			speeds = append(speeds, slow...)
+		} else if i == 0 && len(slow) > 0 {
+			fmt.Fprintf(os.Stderr, "disks of %d MB/s are left out: %v\n", slow, err)
 		}
 		for _, kind := range strings.Split(kinds, ",") {
 			if err := fits(dir, 2*mib<<20); err != nil {
