@@ -9,6 +9,11 @@ type Circuit struct {
 	Amps   float64 `json:"amps"` // breaker rating
 	Phases int     `json:"phases"`
 	Derate float64 `json:"derate"` // 0.8 for continuous load (NEC 210.20(A))
+	// Lines are those of a three-phase parent that a single-phase circuit hangs
+	// on: L1, L2, L3, or L1-L2, L2-L3, L3-L1 between two. Empty below such a
+	// parent: not known, so it counts in full on each line.
+	Lines   string  `json:"lines,omitempty"`
+	Reserve float64 `json:"reserve,omitempty"` // watts drawn by what is no node: switches, fans, lights
 }
 
 // Watts is what may be granted on this level: volts x amps x derate, times

@@ -363,19 +363,47 @@ func (v *Verified) Cycle(ctx context.Context, next Device) (Evidence, error) {
 	})
 }
 
-// Readings measures, ErrUnsupported without a Meter.
-func (v *Verified) Readings(ctx context.Context) (Readings, error) {
-	m, ok := v.c.(Meter)
+// ask makes one call of an ability that a controller may have.
+func ask[A, R any](ctx context.Context, v *Verified, what string, f func(context.Context, A) (R, error)) (R, error) {
+	var r R
+	a, ok := v.c.(A)
 	if !ok {
-		return Readings{}, fmt.Errorf("readings of %s: %w", v, ErrUnsupported)
+		return r, fmt.Errorf("%s of %s: %w", what, v, ErrUnsupported)
 	}
-	var rd Readings
 	err := v.do(ctx, func(ctx context.Context) (err error) {
-		rd, err = m.Readings(ctx)
+		r, err = f(ctx, a)
 		return err
 	})
 	if err != nil {
-		return Readings{}, fmt.Errorf("readings of %s: %w", v, err)
+		var none R
+		return none, fmt.Errorf("%s of %s: %w", what, v, err)
 	}
-	return rd, nil
+	return r, nil
+}
+
+// Readings measures, ErrUnsupported without a Meter.
+func (v *Verified) Readings(ctx context.Context) (Readings, error) {
+	return ask(ctx, v, "readings", func(ctx context.Context, m Meter) (Readings, error) { return m.Readings(ctx) })
+}
+
+// Identify lights what makes the machine findable, and names it.
+func (v *Verified) Identify(ctx context.Context, on bool) (light string, err error) {
+	return ask(ctx, v, "locate light", func(ctx context.Context, i Identifier) (string, error) {
+		return i.Light(), i.Identify(ctx, on)
+	})
+}
+
+// EventLog reads the device's own log.
+func (v *Verified) EventLog(ctx context.Context) ([]LogEntry, error) {
+	return ask(ctx, v, "event log", func(ctx context.Context, l Logger) ([]LogEntry, error) { return l.EventLog(ctx) })
+}
+
+// Screen takes a picture of the machine's screen.
+func (v *Verified) Screen(ctx context.Context) (Picture, error) {
+	return ask(ctx, v, "screen", func(ctx context.Context, s Screener) (Picture, error) { return s.Screen(ctx) })
+}
+
+// Audit looks at the device itself.
+func (v *Verified) Audit(ctx context.Context) (Audit, error) {
+	return ask(ctx, v, "audit", func(ctx context.Context, k Keeper) (Audit, error) { return k.Audit(ctx) })
 }
