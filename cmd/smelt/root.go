@@ -40,7 +40,7 @@ func env(name, otherwise string) string {
 func newRoot() *cobra.Command {
 	o := &options{}
 	root := group("smelt", "Turn mining rigs and bare servers into validated nodes of an AI cluster",
-		newSite(o), newNode(o), newNetwork(o), newTask(o), newTriage(o), newBurnin(o), newCertificate(o), newPower(o), newJoin(o),
+		newSite(o), newNode(o), newNetwork(o), newTask(o), newTriage(o), newBurnin(o), newCertificate(o), newPower(o), newBMC(o), newJoin(o),
 		newSecret(o), newSecureBoot(o), newToken(o), newStore(o), newVersion(o),
 		newServe(o), newImage(o), newLab(), newDoctor(o),
 	)

@@ -151,7 +151,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	wired := conductorSite(site, pin)
 	wired.Rescue = rescue.Tools != "" && len(rescue.Keys) > 0
 	conductor, err := convert.New(convert.Config{
-		Site: wired, Store: db, Images: imgs, Power: switches, Budget: budget, Join: cluster,
+		Site: wired, Store: db, Images: imgs, Power: switches, Care: devices(site, secrets), Budget: budget, Join: cluster,
 		SiteKey: key, Owner: host + ":" + strconv.Itoa(os.Getpid()), Boot: ram.Boot, Log: log,
 	})
 	if err != nil {

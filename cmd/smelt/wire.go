@@ -149,8 +149,9 @@ func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secre
 	case "", "manual":
 		return nil, nil
 	case "ipmi", "redfish":
+		d, _ := device(n, secrets)
 		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
-			Password: reveal(secrets, p.Password)})
+			Password: d.Password})
 	case "pdu":
 		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
 		for _, o := range p.Outlets {

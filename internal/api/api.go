@@ -187,6 +187,7 @@ const (
 	PathStop     = "/api/v1/stop"     // POST Action: sets or clears the global stop
 	PathTokens   = "/api/v1/tokens"   // GET TokenList; POST TokenRequest -> TokenGrant; POST /{name}/revoke
 	PathNetworks = "/api/v1/networks" // GET NetworkList; GET /seen SightingList
+	PathBMCs     = "/api/v1/bmcs"     // GET BMCList
 	PathReports  = "/api/v1/reports"  // GET /{node} ReportList; GET /{node}/{id}.json, .html
 	PathOpenAPI  = "/api/openapi.json"
 

@@ -280,6 +280,13 @@ func (c *Client) Seen(ctx context.Context) (SightingList, error) {
 	return v, err
 }
 
+// BMCs lists the BMCs of the site.
+func (c *Client) BMCs(ctx context.Context) (BMCList, error) {
+	var out BMCList
+	_, err := c.do(ctx, http.MethodGet, PathBMCs, nil, &out)
+	return out, err
+}
+
 // Images returns the image store.
 func (c *Client) Images(ctx context.Context) (ImageList, error) {
 	var v ImageList

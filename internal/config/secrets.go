@@ -16,7 +16,7 @@ import (
 )
 
 // secretName is what a secret may be called: it is also a file name.
-var secretName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+var secretName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,79}$`)
 
 // MaxSecret is the longest value; a munge key has 1 KiB.
 const MaxSecret = 64 << 10
@@ -145,6 +145,18 @@ func (s *Secrets) Set(name string, v Secret) error {
 	return nil
 }
 
+// Delete removes a secret; that there is none is no error.
+func (s *Secrets) Delete(name string) error {
+	path, err := s.path(name)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("secret %s: %w", name, err)
+	}
+	return nil
+}
+
 // Names lists what is stored.
 func (s *Secrets) Names() ([]string, error) {
 	entries, err := os.ReadDir(s.dir)
@@ -162,7 +174,7 @@ func (s *Secrets) Names() ([]string, error) {
 
 func (s *Secrets) path(name string) (string, error) {
 	if !secretName.MatchString(name) {
-		return "", errors.New("the name of a secret has a-z, 0-9, '-', '_' and '.', at most 63")
+		return "", errors.New("the name of a secret has a-z, 0-9, '-', '_' and '.', at most 80")
 	}
 	return filepath.Join(s.dir, name+".age"), nil
 }

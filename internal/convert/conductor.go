@@ -40,11 +40,12 @@ var _ pxe.Booter = (*Conductor)(nil)
 // Conductor is a Task: Run, Ready, String.
 type Conductor struct {
 	Config
-	secret []byte // handoff sessions are derived from it, so that asking twice gives the same
-	ready  chan struct{}
-	wake   chan struct{}
-	jobs   sync.WaitGroup
-	known  sync.Map // images.Digest -> variant: manifests that were read
+	secret   []byte // handoff sessions are derived from it, so that asking twice gives the same
+	ready    chan struct{}
+	wake     chan struct{}
+	jobs     sync.WaitGroup
+	learning sync.Mutex // held while learnedBlob is written
+	known    sync.Map   // images.Digest -> variant: manifests that were read
 
 	// testOnlyBoundary is called at every point where the process may die with
 	// something half done; tests make it die there.

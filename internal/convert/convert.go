@@ -20,6 +20,7 @@ import (
 	"smelt/internal/store"
 	"smelt/inventory"
 	"smelt/power"
+	"smelt/power/care"
 	"smelt/pxe"
 )
 
@@ -79,6 +80,7 @@ type Config struct {
 	Store   *store.Store
 	Images  *images.Store
 	Power   map[inventory.NodeID]*power.Verified // nodes without an entry are switched by a human
+	Care    map[inventory.NodeID]care.Device     // BMCs whose password is ours to change
 	Budget  *power.Budget
 	Join    join.Driver // nil: nodes go in service without a cluster
 	SiteKey ed25519.PrivateKey

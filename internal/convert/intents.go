@@ -201,6 +201,10 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 		return t.reinspect(i, act)
 	case "power":
 		return t.switchPower(i)
+	case "bmc-audit":
+		return t.bmcAudit(i)
+	case "bmc-adopt":
+		return t.bmcAdopt(i)
 	case "task-done":
 		return t.taskDone(i)
 	case "import":

@@ -139,6 +139,7 @@ func (t *turn) commit() error {
 	for _, f := range t.after {
 		f()
 	}
+	t.learn(t.ctx, t.n, t.change.Events)
 	t.announce(t.n.ID)
 	return nil
 }

@@ -46,6 +46,8 @@ var verbs = []verb{
 	{"rescue", Operator, "Boot a node once into the RAM system, to log in by ssh; write=yes lets its disks be written, restart=yes restarts it, end=yes ends it", []string{"for", "write", "restart", "end", "reason", "confirm"}, true},
 	{"memtest", Technician, "Boot a node once into a memory test; restart=yes restarts it, end=yes ends it", []string{"for", "restart", "end", "reason", "confirm"}, true},
 	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
+	{"bmc-audit", Technician, "Look at the BMC of a node: firmware, accounts, what is wrong with it", nil, false},
+	{"bmc-adopt", Operator, "Give the BMC of a node a password of its own; vendor begins with the credential that vendor ships, once a day", []string{"vendor", "confirm"}, true},
 }
 
 func (s *Server) routes() []route {
@@ -60,6 +62,7 @@ func (s *Server) routes() []route {
 		{method: "GET", path: api.PathNetworks, role: Viewer, id: "networks", summary: "Networks that machines boot on: mode, pool, rivals, warnings", out: reflect.TypeFor[api.NetworkList](), handle: s.getNetworks},
 		{method: "GET", path: api.PathNetworks + "/seen", role: Viewer, id: "seen", summary: "Machines that asked for an address or a boot, answered or not, and what each could become", out: reflect.TypeFor[api.SightingList](), handle: s.getSeen},
 		{method: "GET", path: api.PathImages, role: Viewer, id: "images", summary: "The image store", out: reflect.TypeFor[api.ImageList](), handle: s.getImages},
+		{method: "GET", path: api.PathBMCs, role: Viewer, id: "bmcs", summary: "The BMC of each node as it was last looked at, and the lies that controllers were caught at", out: reflect.TypeFor[api.BMCList](), handle: s.getBMCs},
 		{method: "GET", path: api.PathReports + "/{node}", role: Viewer, id: "reports", summary: "Burn-in reports of a node, newest first", out: reflect.TypeFor[api.ReportList](), handle: s.getReports},
 		{method: "GET", path: api.PathReports + "/{node}/{file}", role: Viewer, id: "report", summary: "One report: ID.json or ID.html", handle: s.getReport},
 		{method: "GET", path: api.PathCertificates + "/{node}", role: Viewer, id: "certificates", summary: "Wipe certificates of a node, newest first", out: reflect.TypeFor[api.CertificateList](), handle: s.getCertificates},

@@ -36,6 +36,8 @@ type Conductor interface {
 	Stop(ctx context.Context, on bool, actor, reason string) error
 	Stopped() bool
 	Levels() []convert.Level
+	BMCs(context.Context) ([]convert.BMC, error)
+	Learned(context.Context) ([]convert.Learned, error)
 }
 
 var _ Conductor = (*convert.Conductor)(nil)

@@ -90,6 +90,10 @@ func (f *fake) Submit(ctx context.Context, i store.Intent) (store.IntentResult, 
 	return store.IntentResult{ID: i.ID, OK: f.refuse == "", Error: f.refuse}, nil
 }
 func (f *fake) Stop(_ context.Context, on bool, _, _ string) error { f.stopped = on; return nil }
+func (f *fake) BMCs(context.Context) ([]convert.BMC, error) {
+	return []convert.BMC{{Node: "rig-01", Via: "ipmi 10.0.0.1"}}, nil
+}
+func (f *fake) Learned(context.Context) ([]convert.Learned, error) { return nil, nil }
 func (f *fake) Stopped() bool                                      { return f.stopped }
 func (f *fake) Levels() []convert.Level {
 	return []convert.Level{{Circuit: inventory.Circuit{Name: "feed-a", Kind: "feed"}, Granted: 1200, Limit: 5888}}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"smelt/internal/config"
+	"smelt/inventory"
+	"smelt/power"
+	"smelt/power/bmc"
+	"smelt/power/care"
+)
+
+// vault keeps the passwords of BMCs among the secrets of the site.
+type vault struct{ *config.Secrets }
+
+func (v vault) Get(name string) (string, error) {
+	s, err := v.Secrets.Get(name)
+	if errors.Is(err, config.ErrNoSecret) {
+		return "", nil
+	}
+	return string(s.Reveal()), err
+}
+
+func (v vault) Set(name, value string) error {
+	return v.Secrets.Set(name, config.NewSecret([]byte(value)))
+}
+
+// devices are the BMCs of the site whose passwords are ours to change.
+func devices(site *config.Site, secrets *config.Secrets) map[inventory.NodeID]care.Device {
+	out := map[inventory.NodeID]care.Device{}
+	for _, n := range site.Nodes {
+		if d, ok := device(n, secrets); ok {
+			out[n.Name] = d
+		}
+	}
+	return out
+}
+
+func device(n config.Node, secrets *config.Secrets) (care.Device, bool) {
+	p := n.Power
+	if p.Driver != "ipmi" && p.Driver != "redfish" {
+		return care.Device{}, false
+	}
+	return care.Device{
+		Node: n.Name, User: p.User, Given: reveal(secrets, p.Password), Vault: vault{secrets},
+		With: func(user, password string) (power.Controller, error) {
+			return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: user, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
+				Password: func(context.Context) (string, error) { return password, nil }})
+		},
+	}, true
+}

@@ -1,0 +1,23 @@
+package power
+
+import "context"
+
+// Alone runs f on the bare controller while no verb and no read of v is under
+// way: to give a device another password, which each other login would meet
+// half done. Afterwards a refused credential and an outage are forgotten if f
+// succeeded, because f has just shown that the device answers.
+func (v *Verified) Alone(ctx context.Context, f func(context.Context, Controller) error) error {
+	if err := v.verb.get(ctx); err != nil {
+		return err
+	}
+	defer v.verb.put()
+	if err := v.call.get(ctx); err != nil {
+		return err
+	}
+	defer v.call.put()
+	err := f(ctx, v.c)
+	if err == nil {
+		v.trip, v.down = nil, outage{}
+	}
+	return err
+}
