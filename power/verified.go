@@ -24,6 +24,7 @@ type Verified struct {
 	call lock  // held for one call to c
 	trip error // the refusal that tripped it; guarded by call, as is down
 	down outage
+	line line // the console beside all that
 }
 
 // A lock is a mutex that gives up with a context.
@@ -100,15 +101,18 @@ func (v *Verified) do(ctx context.Context, f func(context.Context) error) error 
 	}
 	limited, cancel := context.WithTimeout(ctx, min(maxCall, v.limits.Reach))
 	defer cancel()
+	v.line.giveWay()
 	err := f(limited)
 	switch {
 	case errors.Is(err, ErrAuth):
 		v.trip = err
 	case err == nil, errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman):
 		v.down = outage{}
+		v.line.called(true)
 	case ctx.Err() != nil:
 		// The caller gave up; that says nothing about the device.
 	default:
+		v.line.called(false)
 		v.down.failures++
 		v.down.last = err
 		if n := v.down.failures - breakAfter; n >= 0 {

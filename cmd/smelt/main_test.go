@@ -88,7 +88,11 @@ func testSite(e *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a", Boot: server.Boot{Trace: trace, Networks: testNetworks, Sightings: testSightings}})
+	conf := server.Config{Conductor: &conductor{}, Store: st, Log: slog.New(slog.DiscardHandler), Version: "test", Site: "hall-a", Boot: server.Boot{Trace: trace, Networks: testNetworks, Sightings: testSightings}}
+	if err := watched(e, &conf); err != nil {
+		return err
+	}
+	s, err := server.New(conf)
 	if err != nil {
 		return err
 	}

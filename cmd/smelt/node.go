@@ -20,7 +20,7 @@ import (
 
 func newNode(o *options) *cobra.Command {
 	return group("node", "Look at nodes and act on them",
-		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodeWipe(o), newNodePower(o), newNodeEvents(o), newNodeRescue(o), newNodeMemtest(o),
+		newNodeList(o), newNodeShow(o), newNodeApprove(o), newNodeWipe(o), newNodePower(o), newNodeEvents(o), newNodeLocate(o), newNodeConsole(o), newNodeSensors(o), newNodeEventLog(o), newNodeRescue(o), newNodeMemtest(o),
 		nodeVerb(o, "reject", "Reject a node: it is offered nothing but its own disk", "rejected", true, false),
 		nodeVerb(o, "hold", "Hold a node: nothing touches it until it is released", "held", true, false),
 		nodeVerb(o, "release", "Lift a hold", "released", false, false),

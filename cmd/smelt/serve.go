@@ -24,6 +24,7 @@ import (
 	"smelt/internal/api"
 	"smelt/internal/config"
 	"smelt/internal/convert"
+	"smelt/internal/locate"
 	"smelt/internal/server"
 	"smelt/power"
 	"smelt/pxe"
@@ -168,11 +169,20 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	consoles, err := recorder(site, switches, log)
+	if err != nil {
+		return err
+	}
+	lights, err := locate.New(locate.Config{Dir: filepath.Join(site.State, "locate"), Power: switches, Record: conductor.Record, Log: log})
+	if err != nil {
+		return err
+	}
 	shared := shareImages(site, imgs)
 	front, err := server.New(server.Config{
 		Conductor: conductor, Store: db, Images: imageList(imgs), Log: log, Version: version,
 		Site: site.Name, Lab: site.Lab, AgentURL: wired.Server, ImageURL: wired.ImageURL, Pin: pin,
 		Swarm:   shared,
+		Console: consoles, Locate: lights, Power: switches,
 		SiteKey: key.Public().(ed25519.PublicKey), Rescue: rescue, Boot: bootView(netboot, networks(site)), Metrics: []prometheus.Collector{bootMetrics{netboot}, swarmMetrics{shared.Tracker}},
 	})
 	if err != nil {
@@ -182,7 +192,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	public := http.NewServeMux() // boot files and images: public or verified bits
 	public.Handle("/boot/", netboot.Handler())
 	public.Handle("/images/", http.StripPrefix("/images", imgs.Handler()))
-	tasks := []task{conductor, netboot}
+	tasks := []task{conductor, netboot, consoles, lights}
 	if released != nil {
 		released.rekey = func(ctx context.Context, keys images.Signers) error {
 			boots.Images, boots.Files = keys, ram.Files

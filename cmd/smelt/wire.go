@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 
 	"smelt/burnin"
 	"smelt/internal/config"
+	"smelt/internal/console"
 	"smelt/internal/convert"
 	"smelt/internal/join"
 	"smelt/internal/join/slurm"
@@ -160,6 +163,17 @@ func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secre
 		return pdu.New(outlets...)
 	}
 	return nil, fmt.Errorf("driver %q is not in this release (ipmi, redfish, pdu, manual)", p.Driver)
+}
+
+// recorder records the consoles of all machines whose controllers have one.
+func recorder(site *config.Site, switches map[inventory.NodeID]*power.Verified, log *slog.Logger) (*console.Recorder, error) {
+	ports := map[inventory.NodeID]console.Port{}
+	for id, v := range switches {
+		if v.HasConsole() {
+			ports[id] = v
+		}
+	}
+	return console.New(console.Config{Dir: filepath.Join(site.State, "console"), Ports: ports, Log: log})
 }
 
 // reveal opens a secret at the moment it is used.

@@ -104,6 +104,9 @@ type Agent struct {
 	ready  chan struct{}
 	next   End    // of an order that ends this system with another
 	putOff putOff // of the one job there is at a time
+	beacon beacon
+
+	testOnlyShow func(lines ...string)
 }
 
 // putOff counts what stood in the way of an order that is asked for again.
@@ -382,6 +385,7 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		now     *job
 	)
 	defer func() { now.stop() }()
+	defer a.beacon.stop()
 	for ctx.Err() == nil {
 		asked := time.Now()
 		pollCtx, cancel := context.WithTimeout(ctx, 45*time.Second) // the server holds it for 25
@@ -395,7 +399,7 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 				}
 			}(now.done)
 		}
-		o, err := a.client.order(pollCtx, after)
+		o, err := a.client.order(pollCtx, after, a.beacon.taken)
 		cancel()
 		if now != nil {
 			select {
@@ -431,6 +435,9 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		}
 		b.reset()
 		refused = time.Time{}
+		if o.Locate != nil {
+			a.beacon.take(ctx, a, *o.Locate, now != nil && feels(now.order))
+		}
 		same := o.ID == after
 		after = o.ID
 		switch {
@@ -447,6 +454,9 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 			now = nil
 		default:
 			now.stop()
+			if feels(o) {
+				a.beacon.hush()
+			}
 			now = a.start(ctx, o)
 		}
 		// A server that says the same again at once is not asked in a tight loop.

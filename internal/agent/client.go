@@ -165,9 +165,9 @@ func (c *client) renew(ctx context.Context) (api.Enrolled, error) {
 	return out, err
 }
 
-func (c *client) order(ctx context.Context, after string) (api.Order, error) {
+func (c *client) order(ctx context.Context, after, located string) (api.Order, error) {
 	var o api.Order
-	err := c.call(ctx, http.MethodGet, api.PathOrder+"?after="+url.QueryEscape(after), nil, &o)
+	err := c.call(ctx, http.MethodGet, api.PathOrder+"?after="+url.QueryEscape(after)+"&locate="+url.QueryEscape(located), nil, &o)
 	return o, err
 }
 

@@ -18,7 +18,8 @@ const Version = "smelt/v1"
 // Agent paths, on the agent listener (HTTPS with the site's pinned key).
 const (
 	PathEnrol     = "/agent/v1/enrol"     // POST Enrol -> Enrolled; no session
-	PathOrder     = "/agent/v1/order"     // GET ?after=ORDER -> Order; waits up to 25 s for a change
+	PathOrder     = "/agent/v1/order"     // GET ?after=ORDER&locate=ID -> Order; waits up to 25 s for a change
+	PathLocated   = "/agent/v1/located"   // POST Located: what is done about Order.Locate
 	PathInventory = "/agent/v1/inventory" // POST Inventory
 	PathProgress  = "/agent/v1/progress"  // POST Progress; live only, never stored
 	PathResult    = "/agent/v1/result"    // POST Result; idempotent by Order
@@ -79,6 +80,24 @@ type Order struct {
 	Rescue *RescueOrder            `json:"rescue,omitempty"`
 	Burnin *BurninOrder            `json:"burnin,omitempty"`
 	Join   *join.Grant             `json:"join,omitempty"`
+
+	// Locate is beside the order, and no part of it: the work goes on. Only who
+	// asks with locate=ID gets one.
+	Locate *LocateOrder `json:"locate,omitempty"`
+}
+
+// LocateOrder makes the machine findable for a while.
+type LocateOrder struct {
+	ID    string        `json:"id"`
+	For   time.Duration `json:"for"`   // nanoseconds; 0: stop
+	Quiet bool          `json:"quiet"` // the screen alone: it works
+	Lines []string      `json:"lines"` // who it is, for the screen
+}
+
+// Located is what the agent does about a LocateOrder.
+type Located struct {
+	ID   string      `json:"id"`
+	Ways []LocateWay `json:"ways"` // PLACE in Look stands for where it is
 }
 
 // WipeOrder names the disks again, and what foreign signatures the plan allows.
@@ -210,10 +229,12 @@ type NodeView struct {
 	Simulated  bool              `json:"simulated"`
 	Spent      map[string]string `json:"spent,omitempty"` // state -> total duration
 	Tasks      []inventory.Task  `json:"tasks,omitempty"`
-	Events     []inventory.Event `json:"events,omitempty"`  // only for one node
-	Reports    []ReportRef       `json:"reports,omitempty"` // only for one node
-	Wipes      []CertificateRef  `json:"wipes,omitempty"`   // only for one node
-	Boot       []BootEvent       `json:"boot,omitempty"`    // only for one node: its last network boots, oldest first
+	Events     []inventory.Event `json:"events,omitempty"`   // only for one node
+	Reports    []ReportRef       `json:"reports,omitempty"`  // only for one node
+	Wipes      []CertificateRef  `json:"wipes,omitempty"`    // only for one node
+	Boot       []BootEvent       `json:"boot,omitempty"`     // only for one node: its last network boots, oldest first
+	Console    *ConsoleState     `json:"console,omitempty"`  // only for one node, and where its console is recorded
+	Locating   *Locating         `json:"locating,omitempty"` // only for one node, while somebody looks for it
 }
 
 // ReportRef points at a stored report.

@@ -29,6 +29,7 @@ func (s *Server) Agent() http.Handler {
 		"GET " + api.PathChunks:     s.chunks,
 		"PUT " + api.PathChunks:     s.putChunks,
 		"POST " + api.PathSwarm:     s.swarm,
+		"POST " + api.PathLocated:   s.located,
 		"POST " + api.PathRenew:     s.renew,
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
@@ -124,6 +125,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request, a store.Agent) {
 // it waits for a change.
 func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
 	after := r.URL.Query().Get("after")
+	taken, knows := r.URL.Query()["locate"]
 	// Longer than a listener's own limit may be: waiting is the point.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTime + bodyTime))
 	timeout := time.NewTimer(pollTime)
@@ -135,8 +137,16 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
 			s.failure(w, r, err)
 			return
 		}
-		answer := func() { s.json(w, http.StatusOK, s.wire(a, o)) }
-		if o.ID != after {
+		var locate *api.LocateOrder
+		if knows {
+			locate = s.locateOrder(a.Node, taken[0])
+		}
+		answer := func() {
+			out := s.wire(a, o)
+			out.Locate = locate
+			s.json(w, http.StatusOK, out)
+		}
+		if o.ID != after || locate != nil {
 			answer()
 			return
 		}

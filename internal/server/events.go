@@ -63,31 +63,16 @@ const (
 // getEvents streams events from the store, each reader at its own pace: what a
 // slow one has not read yet waits in the database, not in memory.
 func (s *Server) getEvents(w http.ResponseWriter, r *http.Request, _ who) {
-	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams }()
-	default:
-		w.Header().Set("Retry-After", "5")
-		s.fail(w, http.StatusServiceUnavailable, fmt.Sprintf("%d event streams are open already", maxStreams), "close one")
-		return
-	}
 	after, err := s.resume(r)
 	if err != nil {
 		s.fail(w, http.StatusBadRequest, "Last-Event-ID and after are sequence numbers", "")
 		return
 	}
-	rc := http.NewResponseController(w)
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would keep events back
-	w.WriteHeader(http.StatusOK)
-	send := func(format string, args ...any) bool {
-		_ = rc.SetWriteDeadline(time.Now().Add(writeTime)) // a recorder in tests has none
-		_, err := fmt.Fprintf(w, format, args...)
-		return err == nil && rc.Flush() == nil
-	}
-	if !send("retry: 2000\n\n") {
+	send, end := s.stream(w)
+	if send == nil {
 		return
 	}
+	defer end()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
 	quiet := 0
@@ -131,6 +116,34 @@ func (s *Server) getEvents(w http.ResponseWriter, r *http.Request, _ who) {
 			return
 		}
 	}
+}
+
+// stream begins a stream of events, of which there is a bounded number. send is
+// nil when there is none: the request is answered then. send tells whether the
+// reader is still there.
+func (s *Server) stream(w http.ResponseWriter) (send func(format string, args ...any) bool, end func()) {
+	select {
+	case s.streams <- struct{}{}:
+	default:
+		w.Header().Set("Retry-After", "5")
+		s.fail(w, http.StatusServiceUnavailable, fmt.Sprintf("%d event streams are open already", maxStreams), "close one")
+		return nil, nil
+	}
+	end = func() { <-s.streams }
+	rc := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // nginx would keep events back
+	w.WriteHeader(http.StatusOK)
+	send = func(format string, args ...any) bool {
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTime)) // a recorder in tests has none
+		_, err := fmt.Fprintf(w, format, args...)
+		return err == nil && rc.Flush() == nil
+	}
+	if !send("retry: 2000\n\n") {
+		end()
+		return nil, nil
+	}
+	return send, end
 }
 
 // resume is where a stream begins: after the reader's last event, or now.

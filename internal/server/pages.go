@@ -45,6 +45,7 @@ var done = map[string]string{
 	"reverify": "It proves itself again.", "leave": "It leaves the cluster once its jobs have ended.",
 	"reinspect": "It will be inspected again.", "power": "Switched, and confirmed.", "task": "Noted. The proof test follows.",
 	"rescue": "Its next start is a rescue.", "memtest": "Its next start is a memory test.",
+	"locate": "It shows itself.", "unlocate": "It is no longer looked for.",
 	"stop": "The global stop is set.", "unstop": "The global stop is lifted.",
 	"wait": "Taken. It is on its way; this page shows when it is done.",
 }
@@ -83,7 +84,7 @@ func (s *Server) drawNode(w http.ResponseWriter, r *http.Request, by who, status
 		s.nodeFailure(w, r, err)
 		return
 	}
-	s.html(w, r, status, func(b io.Writer) error { return s.pages.Node(b, h, v) })
+	s.html(w, r, status, func(b io.Writer) error { return s.pages.Node(b, h, v, s.consolePart(v.Node.ID, by)) })
 }
 
 func (s *Server) queuePage(w http.ResponseWriter, r *http.Request, by who) {

@@ -15,10 +15,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"smelt/internal/api"
+	"smelt/internal/console"
 	"smelt/internal/convert"
+	"smelt/internal/locate"
 	"smelt/internal/store"
 	"smelt/internal/web"
 	"smelt/inventory"
+	"smelt/power"
 )
 
 // Conductor is what the server asks of *convert.Conductor.
@@ -38,6 +41,7 @@ type Conductor interface {
 	Levels() []convert.Level
 	BMCs(context.Context) ([]convert.BMC, error)
 	Learned(context.Context) ([]convert.Learned, error)
+	Record(ctx context.Context, node inventory.NodeID, actor, reason string, evidence map[string]string) error
 }
 
 var _ Conductor = (*convert.Conductor)(nil)
@@ -60,6 +64,10 @@ type Config struct {
 
 	Rescue Rescue // who may log in to a machine in rescue
 	Swarm  Swarm  // how nodes share images; the zero Swarm has each fetch from ImageURL
+
+	Console *console.Recorder                    // nil: no console is recorded
+	Locate  *locate.Locator                      // nil: nothing is lit
+	Power   map[inventory.NodeID]*power.Verified // for sensors, event logs, pictures; may be nil
 
 	Boot    Boot                   // the boot service; the zero Boot has none
 	Metrics []prometheus.Collector // more of them for /metrics; may be nil
@@ -90,6 +98,8 @@ type Server struct {
 	progress progress
 	view     view
 	swarms   swarmMembers
+	typists  typists
+	devices  devices
 	streams  chan struct{} // one element a running event stream
 	enrols   chan struct{} // one element a running enrolment
 	done     chan struct{}

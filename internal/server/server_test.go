@@ -41,6 +41,9 @@ type fake struct {
 	pending  bool
 	stopped  bool
 	results  []convert.Result
+
+	records   []string
+	recordErr error
 }
 
 func (f *fake) Enrol(_ context.Context, e convert.Enrolment) (convert.Session, error) {
@@ -94,7 +97,13 @@ func (f *fake) BMCs(context.Context) ([]convert.BMC, error) {
 	return []convert.BMC{{Node: "rig-01", Via: "ipmi 10.0.0.1"}}, nil
 }
 func (f *fake) Learned(context.Context) ([]convert.Learned, error) { return nil, nil }
-func (f *fake) Stopped() bool                                      { return f.stopped }
+func (f *fake) Record(_ context.Context, node inventory.NodeID, actor, reason string, evidence map[string]string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.records = append(f.records, fmt.Sprintf("%s %s: %s %v", node, actor, reason, evidence))
+	return f.recordErr
+}
+func (f *fake) Stopped() bool { return f.stopped }
 func (f *fake) Levels() []convert.Level {
 	return []convert.Level{{Circuit: inventory.Circuit{Name: "feed-a", Kind: "feed"}, Granted: 1200, Limit: 5888}}
 }

@@ -161,6 +161,17 @@ func (s *Server) oneNode(ctx context.Context, id inventory.NodeID) (api.NodeView
 	if s.Boot.Trace != nil {
 		v.Boot = s.Boot.Trace(n.MACs)
 	}
+	if s.Console != nil {
+		if st := s.consoleState(id); st.Is != "none" {
+			v.Console = &st
+		}
+	}
+	if s.Locate != nil {
+		if l := s.Locate.Now(id); l != nil {
+			x := locating(n, l)
+			v.Locating = &x
+		}
+	}
 	if v.Reports, err = s.reports(ctx, v); err != nil {
 		return v, err
 	}

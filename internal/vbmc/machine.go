@@ -20,8 +20,8 @@ import (
 // before the first call and leave them alone afterwards. On means that the
 // QEMU process runs: a guest that powers itself off ends it.
 //
-// q35 with TCG, one serial port that is logged, and everything else given by
-// the fields. NICs and disks sit on the root bus; each GPU sits behind its own
+// q35 with TCG, one serial port that is logged and can be attached to, and
+// everything else given by the fields. NICs and disks sit on the root bus; each GPU sits behind its own
 // root port, so that the first GPU is 0000:01:00.0, the second 0000:02:00.0.
 type Machine struct {
 	Name   string // in messages and as QEMU's window name
@@ -41,6 +41,8 @@ type Machine struct {
 	// Start starts the process, by default (*exec.Cmd).Start. A lab starts it
 	// inside a network namespace.
 	Start func(*exec.Cmd) error
+
+	port serialPort
 
 	mu   sync.Mutex
 	once Boot
@@ -148,7 +150,7 @@ func (m *Machine) Args(b Boot) []string {
 		// Native PCIe hot-plug: the guest names a slot by the number of its
 		// root port. With the ACPI kind every slot is called 0.
 		"-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-		"-chardev", "file,id=ser0,append=on,path=" + m.serial(), "-serial", "chardev:ser0",
+		"-chardev", "socket,id=ser0,reconnect=1,path=" + m.serialSocket() + ",logappend=on,logfile=" + m.serial(), "-serial", "chardev:ser0",
 		"-qmp", "unix:" + m.Monitor() + ",server=on,wait=off",
 		"-pidfile", filepath.Join(m.Dir, "pid"),
 		"-device", "virtio-rng-pci",
@@ -254,6 +256,9 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 	if m.once != 0 {
 		b = m.once
 	}
+	if err := m.port.open(m.serialSocket()); err != nil {
+		return fmt.Errorf("%s: power on: serial port: %w", m, err)
+	}
 	var said tail
 	cmd := exec.Command("qemu-system-x86_64", m.Args(b)...)
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -262,12 +267,14 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 		start = (*exec.Cmd).Start
 	}
 	if err := start(cmd); err != nil {
+		m.port.close()
 		return fmt.Errorf("%s: power on: start QEMU: %w", m, err)
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = cmd.Wait() // how it ended does not matter: the machine is off
+		m.port.close()
 	}()
 	m.cmd, m.done, m.nic = cmd, done, nicIndex(b)
 	if err := m.monitor(ctx, done); err != nil {

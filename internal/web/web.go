@@ -173,10 +173,24 @@ func (c Candidate) MayInspect() bool {
 	return false
 }
 
+// A Console is what an operator sees of a machine from afar.
+type Console struct {
+	Lines []string // the last screenful, harmless text
+	Seq   uint64   // the recording's last entry that Lines holds
+	Shot  bool     // its controller may take a picture of the screen
+}
+
+// A Node is the page of one node. Console is nil for who may not see it, and
+// where there is none.
+type Node struct {
+	Candidate
+	Console *Console
+}
+
 // Node draws the page of one node.
-func (p *Pages) Node(w io.Writer, h Head, v api.NodeView) error {
+func (p *Pages) Node(w io.Writer, h Head, v api.NodeView, c *Console) error {
 	h.Title = string(v.Node.ID)
-	return p.draw(w, "node", candidate(h, v))
+	return p.draw(w, "node", Node{candidate(h, v), c})
 }
 
 // A Queue is the nodes that wait for approval.

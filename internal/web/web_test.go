@@ -237,11 +237,13 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 	booting := find(views, "new-001e67a4c0d1")
 	booting.Boot = rig.Boot
 	return map[string]func(io.Writer) error{
-		"floor":   func(w io.Writer) error { return p.Floor(w, h, views, "", "") },
-		"node":    func(w io.Writer) error { return p.Node(w, h, rig) },
-		"booting": func(w io.Writer) error { return p.Node(w, h, booting) },
-		"burning": func(w io.Writer) error { return p.Node(w, h, burning) },
-		"rig":     func(w io.Writer) error { return p.Node(w, lab, find(views, "rig-03")) },
+		"floor": func(w io.Writer) error { return p.Floor(w, h, views, "", "") },
+		"node": func(w io.Writer) error {
+			return p.Node(w, h, rig, &Console{Lines: []string{`[    0.0] Linux version 6.1`, `login: <b>`}, Seq: 7, Shot: true})
+		},
+		"booting": func(w io.Writer) error { return p.Node(w, h, booting, nil) },
+		"burning": func(w io.Writer) error { return p.Node(w, h, burning, nil) },
+		"rig":     func(w io.Writer) error { return p.Node(w, lab, find(views, "rig-03"), nil) },
 		"queue":   func(w io.Writer) error { return p.Queue(w, h, queue) },
 		"tasks":   func(w io.Writer) error { return p.Tasks(w, worker, tasks) },
 		"clear":   func(w io.Writer) error { return p.Tasks(w, worker, tasks[2:]) },
