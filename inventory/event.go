@@ -26,6 +26,7 @@ const (
 	KindReport    Kind = "report"    // Report filed; Passed set when it is a PASS
 	KindAlarm     Kind = "alarm"     // something a human should know; changes nothing
 	KindOnce      Kind = "once"      // Once: what it boots next, once; without one: that is over
+	KindShed      Kind = "shed"      // Shed: what is taken from it for want of power now; none: all was given back
 	KindStep      Kind = "step"      // evidence inside a state (a permit used, a chunk map verified)
 )
 
@@ -58,6 +59,7 @@ type Event struct {
 	Report   string     `json:"report,omitempty"`
 	Passed   *Passed    `json:"passed,omitempty"`
 	Once     *Once      `json:"once,omitempty"`
+	Shed     []Shed     `json:"shed,omitempty"`
 	Image    string     `json:"image,omitempty"` // with a move to BurningIn: digest it started from
 }
 
@@ -153,6 +155,9 @@ func (n Node) apply(e Event) (Node, error) {
 			return n, errors.New("no power fact")
 		}
 		n.Power = *e.Power
+		if e.Power.On == "on" {
+			n = n.give(func(do string) bool { return do == ShedOff })
+		}
 	case KindFence:
 		if e.Fence <= n.Fence {
 			return n, fmt.Errorf("fence %d does not rise above %d", e.Fence, n.Fence)
@@ -177,6 +182,8 @@ func (n Node) apply(e Event) (Node, error) {
 			return n, errors.New("nothing was asked of it to boot once")
 		}
 		n.Once = e.Once
+	case KindShed:
+		return n.shed(e.Shed)
 	case KindTask, KindAlarm, KindStep:
 		// kept as history only
 	default:
@@ -302,7 +309,7 @@ func (n Node) move(e Event) (Node, error) {
 	}
 	n.State, n.Since, n.Note = e.To, e.At, ""
 	n.Deadline = deadline(e)
-	return n, nil
+	return n.shedMoved(), nil
 }
 
 // destructible is Convertible as if n were in the state it moves to.

@@ -44,6 +44,7 @@ type Node struct {
 	Once     *Once     `json:"once,omitempty"`    // what an operator asked it to boot once
 	Joined   bool      `json:"joined,omitempty"`  // a cluster may send it jobs: from joining until it left
 	Power    PowerFact `json:"power"`
+	Shed     []Shed    `json:"shed,omitempty"` // what was taken from it for want of power, the last one last
 	Note     string    `json:"note,omitempty"` // what exactly it waits for inside the state
 }
 

@@ -61,7 +61,7 @@ func fill(v reflect.Value, depth int) {
 func TestNounsSurviveJSON(t *testing.T) {
 	for _, noun := range []any{
 		Spec{}, Node{}, Hold{}, Plan{}, Failure{}, Passed{}, PowerFact{}, Verdict{}, Reason{}, Task{}, Hardware{}, Board{}, Firmware{}, CPU{},
-		Memory{}, DIMM{}, Disk{}, DiskID{}, Wiped{}, NIC{}, PCILink{}, PCI{}, Port{}, GPU{}, Salvage{}, Event{}, Circuit{}, Permit{}, SignedPermit{}, Identity{}, Fact{},
+		Memory{}, DIMM{}, Disk{}, DiskID{}, Wiped{}, NIC{}, PCILink{}, PCI{}, Port{}, GPU{}, Salvage{}, Event{}, Circuit{}, Permit{}, SignedPermit{}, Identity{}, Fact{}, Shed{}, Load{},
 	} {
 		full := reflect.New(reflect.TypeOf(noun))
 		fill(full.Elem(), 0)

@@ -33,6 +33,12 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	case "limit":
+		if err := Limit(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case "unguarded":
 		// What the guards are for.
 		if ret := nvml.New(nvml.WithLibraryPath("/nonexistent/libnvidia-ml.so.1")).Init(); ret != nvml.ERROR_LIBRARY_NOT_FOUND {

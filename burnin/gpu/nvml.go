@@ -3,6 +3,7 @@ package gpu
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -78,7 +79,7 @@ func openNVML(handle uintptr, path string) (*library, error) {
 		return nil, err
 	}
 	l.driver = v
-	for _, s := range nvmlOptional {
+	for _, s := range slices.Concat(nvmlOptional, nvmlLimit) {
 		l.has[s] = l.nvml.Extensions().LookupSymbol(s) == nil
 	}
 	return l, nil

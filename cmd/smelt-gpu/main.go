@@ -16,6 +16,8 @@ import (
 const usage = `usage: smelt-gpu run      read one JSON {"spec", "subject"} from standard input, run that check,
                          write JSON lines {"sample"}, {"progress"} and at last {"result"}
        smelt-gpu worker   the same for one card; started by run
+       smelt-gpu limit    read one JSON {"share"} from standard input: every card may draw
+                         that share of its default power limit; 0 is the default itself
 
 Exit code 0: there is a result, whatever it says. 1: there is none. 2: wrong usage.
 SMELT_NVML and SMELT_LIBCUDA name other libraries than the driver's.`
@@ -36,6 +38,8 @@ func main() {
 		}
 	case "worker":
 		err = gpu.Work(os.Stdin, os.Stdout)
+	case "limit":
+		err = gpu.Limit(os.Stdin, os.Stdout)
 	default:
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)

@@ -101,6 +101,7 @@ type Agent struct {
 	state  *state
 	clock  clock
 	live   *reporter
+	load   load
 	ready  chan struct{}
 	next   End    // of an order that ends this system with another
 	putOff putOff // of the one job there is at a time
@@ -241,6 +242,9 @@ func (a *Agent) Run(ctx context.Context) (End, error) {
 	}
 	close(a.ready)
 	wg.Go(func() { a.renewals(ctx) })
+	if a.c.Mode == Installed && a.c.GPUHelper != "" {
+		wg.Go(func() { a.limits(ctx) })
+	}
 	return a.obey(ctx)
 }
 
@@ -399,7 +403,8 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 				}
 			}(now.done)
 		}
-		o, err := a.client.order(pollCtx, after, a.beacon.taken)
+		obeyed, _ := a.load.get()
+		o, err := a.client.order(pollCtx, after, a.beacon.taken, obeyed)
 		cancel()
 		if now != nil {
 			select {
@@ -438,7 +443,10 @@ func (a *Agent) obey(ctx context.Context) (End, error) {
 		if o.Locate != nil {
 			a.beacon.take(ctx, a, *o.Locate, now != nil && feels(now.order))
 		}
-		same := o.ID == after
+		same := o.ID == after && o.Load == obeyed
+		if o.Fence >= a.state.get().Fence {
+			a.load.set(o.Load)
+		}
 		after = o.ID
 		switch {
 		case now != nil && o.ID == now.order.ID:

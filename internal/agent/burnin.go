@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,30 +43,92 @@ func (a *Agent) burnin(ctx context.Context, o api.Order) api.Result {
 		Image: a.c.Handoff.Image, Kernel: oneLine("/proc/sys/kernel/osrelease"), Driver: oneLine("/sys/module/nvidia/version"),
 		Agent: a.c.Version, Started: time.Now().UTC(), Lab: w.Lab,
 	}
-	if w.Profile.Limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, w.Profile.Limit)
-		defer cancel()
+	rep, resumed := a.resume(rep)
+	if resumed {
+		a.log.Info("burn-in goes on", "report", rep.ID, "checks", len(rep.Results))
 	}
+	job := ctx
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	clock := newRunClock(w.Profile.Limit, cancel)
+	defer clock.stop()
 	rec := newRecorder(rep.Started)
-	for i, spec := range w.Profile.Checks {
-		if ctx.Err() != nil {
-			break // what did not run is missing from the report, and counts as such
-		}
+	rec.restore(rep.Series)
+	for ctx.Err() == nil && len(rep.Results) < len(w.Profile.Checks) {
+		i := len(rep.Results)
+		spec := w.Profile.Checks[i]
 		rec.begin(spec.ID, func(done float64, doing string) {
 			a.progress(o, (float64(i)+done)/float64(len(w.Profile.Checks)), spec.ID+": "+doing, 0)
 		})
+		if l, _ := a.load.get(); holds(l, spec.ID) {
+			clock.stop()
+			rep.Series = rec.series()
+			a.keep(rep)
+			rec.Progress(0, "held for want of power")
+			a.await(job, spec.ID)
+			if job.Err() != nil {
+				break // a machine that is switched off while it waits keeps what passed
+			}
+			a.forget()
+			clock.start()
+		}
 		rec.Progress(0, "starting")
-		res := a.check(ctx, checks[spec.ID], spec, subject, rec)
+		res, whole := a.undisturbed(ctx, checks[spec.ID], spec, subject, rec)
+		if !whole {
+			rec.drop(spec.ID)
+			continue
+		}
 		a.log.Info("check", "id", spec.ID, "status", res.Status.String(), "reason", res.Reason, "took", res.Took.Round(time.Millisecond))
 		rep.Results = append(rep.Results, res)
 	}
+	// What did not run is missing from the report, and counts as such.
 	rep.Finished = time.Now().UTC()
 	rep.Series = rec.series()
-	if err := ctx.Err(); errors.Is(err, context.Canceled) {
+	if err := job.Err(); errors.Is(err, context.Canceled) {
 		return failed("other", err)
 	}
 	return api.Result{OK: true, Report: &rep}
+}
+
+// await returns once a check may begin.
+func (a *Agent) await(ctx context.Context, check string) {
+	for {
+		l, changed := a.load.get()
+		if !holds(l, check) {
+			return
+		}
+		a.log.Info("burn-in is held for want of power", "check", check, "load", l.String())
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// undisturbed runs one check. whole is false when the load made it end: then it
+// is done again.
+func (a *Agent) undisturbed(ctx context.Context, c burnin.Check, spec burnin.Spec, s burnin.Subject, rec *recorder) (res burnin.Result, whole bool) {
+	run, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		res = a.check(run, c, spec, s, rec)
+	}()
+	for {
+		l, changed := a.load.get()
+		if cuts(l, spec.ID) {
+			cancel()
+			<-done
+			return res, false
+		}
+		select {
+		case <-done:
+			return res, true
+		case <-changed:
+		}
+	}
 }
 
 // check runs one check and survives it: past its deadline, or when it panics,
@@ -252,6 +315,32 @@ func (r *recorder) Progress(done float64, doing string) {
 	if f != nil {
 		f(min(max(done, 0), 1), doing)
 	}
+}
+
+// restore takes over what was sampled before a run was held.
+func (r *recorder) restore(list []burnin.Series) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range list {
+		if len(r.order) == maxRecorded {
+			return
+		}
+		key := s.Check + "\x00" + s.Name
+		r.byName[key], r.order = &thinned{Series: s, every: 1}, append(r.order, key)
+	}
+}
+
+// drop forgets the samples of a check that is done again.
+func (r *recorder) drop(check string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.order = slices.DeleteFunc(r.order, func(key string) bool {
+		gone := r.byName[key].Check == check
+		if gone {
+			delete(r.byName, key)
+		}
+		return gone
+	})
 }
 
 func (r *recorder) series() []burnin.Series {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"smelt/internal/api"
+	"smelt/inventory"
 )
 
 // maxAnswer bounds what is read of an answer: a grant with its files is the
@@ -165,9 +166,10 @@ func (c *client) renew(ctx context.Context) (api.Enrolled, error) {
 	return out, err
 }
 
-func (c *client) order(ctx context.Context, after, located string) (api.Order, error) {
+func (c *client) order(ctx context.Context, after, located string, load inventory.Load) (api.Order, error) {
 	var o api.Order
-	err := c.call(ctx, http.MethodGet, api.PathOrder+"?after="+url.QueryEscape(after)+"&locate="+url.QueryEscape(located), nil, &o)
+	query := url.Values{"after": {after}, "locate": {located}, "load": {load.String()}}
+	err := c.call(ctx, http.MethodGet, api.PathOrder+"?"+query.Encode(), nil, &o)
 	return o, err
 }
 

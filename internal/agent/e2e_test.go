@@ -223,7 +223,7 @@ func newFakeServer(t *testing.T, l net.Listener) *fakeServer {
 			f.mu.Lock()
 			o, c := f.order, f.changed
 			f.mu.Unlock()
-			if o.ID != r.URL.Query().Get("after") {
+			if q := r.URL.Query(); o.ID != q.Get("after") || o.Load.String() != q.Get("load") {
 				answer(w, o)
 				return
 			}

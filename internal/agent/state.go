@@ -36,6 +36,7 @@ type stateFile struct {
 	Used    []string         `json:"used,omitempty"` // permits
 	Last    *api.Result      `json:"last,omitempty"`
 	Acked   bool             `json:"acked,omitempty"`
+	Cap     float64          `json:"cap,omitempty"` // the share that the cards were limited to, noted before they are
 }
 
 // openState reads the file, or begins a new one with a fresh key.

@@ -18,7 +18,7 @@ const Version = "smelt/v1"
 // Agent paths, on the agent listener (HTTPS with the site's pinned key).
 const (
 	PathEnrol     = "/agent/v1/enrol"     // POST Enrol -> Enrolled; no session
-	PathOrder     = "/agent/v1/order"     // GET ?after=ORDER&locate=ID -> Order; waits up to 25 s for a change
+	PathOrder     = "/agent/v1/order"     // GET ?after=ORDER&locate=ID&load=LOAD -> Order; waits up to 25 s for a change of any
 	PathLocated   = "/agent/v1/located"   // POST Located: what is done about Order.Locate
 	PathInventory = "/agent/v1/inventory" // POST Inventory
 	PathProgress  = "/agent/v1/progress"  // POST Progress; live only, never stored
@@ -80,6 +80,7 @@ type Order struct {
 	Rescue *RescueOrder            `json:"rescue,omitempty"`
 	Burnin *BurninOrder            `json:"burnin,omitempty"`
 	Join   *join.Grant             `json:"join,omitempty"`
+	Load   inventory.Load          `json:"load,omitzero"` // how much may be drawn; may change while the order stays the same
 
 	// Locate is beside the order, and no part of it: the work goes on. Only who
 	// asks with locate=ID gets one.
@@ -288,15 +289,10 @@ type SiteView struct {
 	Levels     []Level        `json:"levels,omitempty"` // the power tree, parents first
 	OpenTasks  int            `json:"openTasks"`
 	Alarms     []string       `json:"alarms,omitempty"` // of its networks: rival DHCP servers
-	Seq        uint64         `json:"seq"`
-}
 
-// Level is one circuit and what is granted on it, in watts.
-type Level struct {
-	inventory.Circuit
-	Granted float64                      `json:"granted"`
-	Limit   float64                      `json:"limit"`
-	Holders map[inventory.NodeID]float64 `json:"holders,omitempty"`
+	Power      inventory.SitePower `json:"power"`                // what was decided about the power of the site
+	PowerAlarm string              `json:"powerAlarm,omitempty"` // why a person must look at it
+	Seq        uint64              `json:"seq"`
 }
 
 // TokenRequest asks for a token for somebody.

@@ -87,6 +87,7 @@ func (p *parser) parse(raw rawSite) {
 	p.nodes(raw.Nodes, circuits, pdus)
 	p.cluster(raw.Cluster)
 	p.swarm(raw.Swarm)
+	p.curtail(raw.Curtail)
 	for _, k := range raw.Rescue.Keys {
 		// Options of a key could run a command in place of the shell.
 		if key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(k.v)); err != nil || len(options) > 0 || len(rest) > 0 {

@@ -33,6 +33,7 @@ type rawSite struct {
 	Cluster    *rawCluster  `yaml:"cluster" doc:"the cluster that validated nodes join; none without it"`
 	Rescue     rawRescue    `yaml:"rescue" doc:"who may log in to a machine that was asked for a rescue"`
 	Limits     rawLimits    `yaml:"limits" doc:"blast radius and pace"`
+	Curtail    []rawCurtail `yaml:"curtail" doc:"weekly times in which power is given back"`
 	Swarm      rawSwarm     `yaml:"swarm" doc:"how images spread within the site"`
 	Lab        flag         `yaml:"lab" doc:"a lab site may show simulated cards, labelled so"`
 	StandsFor  []rawStandIn `yaml:"standsFor" doc:"lab only: which card an emulated device stands for"`
@@ -260,6 +261,7 @@ func (*rawStore) schema() map[string]any {
 // patterns are what a schema can say of the formats; Parse checks the rest.
 var patterns = map[string]string{
 	"duration": `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`,
+	"clock":    `^([01][0-9]|2[0-3]):[0-5][0-9]$`,
 	"size":     `^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$`,
 	"mac":      `^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}$`,
 	"oui":      `^[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){2}$`,

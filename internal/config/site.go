@@ -24,6 +24,7 @@ type Site struct {
 	Rescue     []string // public ssh keys of who may log in to a machine in rescue
 	MaxActive  int
 	SlotWindow time.Duration
+	Curtail    []Curtail // weekly times in which power is given back
 	Swarm      Swarm
 	Lab        bool
 	StandsFor  map[inventory.NodeID][]StandIn

@@ -93,7 +93,7 @@ func (a *agent) obey(ctx context.Context) {
 	for ctx.Err() == nil {
 		a.say(ctx, "asks for its order")
 		var o api.Order
-		status, err := a.call(ctx, http.MethodGet, api.PathOrder+"?after="+url.QueryEscape(last), nil, &o)
+		status, err := a.order(ctx, last, &o)
 		if err != nil || status != http.StatusOK {
 			if status == http.StatusUnauthorized && a.mode != "installed" {
 				// Its session ended: only a new boot brings another.
@@ -112,6 +112,7 @@ func (a *agent) obey(ctx context.Context) {
 			continue
 		}
 		a.fence = o.Fence
+		a.alive(ctx, func() { a.Machine.load = o.Load })
 		if r, ok := a.results[o.ID]; ok {
 			if a.deliver(ctx, r) {
 				last = o.ID
@@ -137,6 +138,14 @@ func (a *agent) obey(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// order asks for the order after last, or for another load than the one obeyed.
+func (a *agent) order(ctx context.Context, last string, o *api.Order) (int, error) {
+	var load inventory.Load
+	a.alive(ctx, func() { load = a.Machine.load })
+	query := url.Values{"after": {last}, "load": {load.String()}}
+	return a.call(ctx, http.MethodGet, api.PathOrder+"?"+query.Encode(), nil, o)
 }
 
 func (a *agent) deliver(ctx context.Context, r api.Result) bool {
@@ -201,6 +210,7 @@ func (a *agent) carryOut(ctx context.Context, o api.Order) (r api.Result, done b
 		if a.cfg.Joined != nil {
 			a.cfg.Joined(a.cfg.Name)
 		}
+		a.alive(ctx, func() { a.busy = true }) // jobs come at once
 		return api.Result{OK: true}, true
 	}
 	return fail("other", "unknown kind of order %q", o.Kind)
@@ -327,18 +337,75 @@ func (a *agent) burnin(ctx context.Context, o api.Order, fail failing) (api.Resu
 	}
 	rep := burnin.Report{ID: o.Burnin.Report, Node: o.Burnin.Subject.Node, Profile: o.Burnin.Profile, Hardware: a.cfg.Hardware,
 		HWDigest: a.cfg.Hardware.Digest(), Image: a.image, Agent: "sim", Started: time.Now().UTC(), Lab: o.Burnin.Lab}
-	for i, c := range o.Burnin.Profile.Checks {
-		_, _ = a.post(ctx, api.PathProgress, api.Progress{Order: o.ID, Done: float64(i) / float64(len(o.Burnin.Profile.Checks)), Doing: c.ID}, nil)
-		if a.pause(ctx, 2) != nil {
-			return api.Result{}, false
+	a.alive(ctx, func() {
+		if h := a.disk.held; h != nil && h.ID == rep.ID {
+			rep = *h
 		}
-		rep.Results = append(rep.Results, a.check(c))
+		a.disk.held = nil
+	})
+	watching, end := context.WithCancel(ctx)
+	defer end()
+	a.lives.Go(func() { a.heed(watching, o.ID) })
+	for len(rep.Results) < len(o.Burnin.Profile.Checks) {
+		c := o.Burnin.Profile.Checks[len(rep.Results)]
+		held := a.load(ctx).Pause != ""
+		a.alive(ctx, func() {
+			a.busy = !held
+			if a.disk.held = nil; held {
+				kept := rep
+				a.disk.held = &kept
+			} else {
+				a.checks[c.ID]++
+			}
+		})
+		_, _ = a.post(ctx, api.PathProgress, api.Progress{Order: o.ID, Done: float64(len(rep.Results)) / float64(len(o.Burnin.Profile.Checks)), Doing: c.ID}, nil)
+		if held {
+			a.say(ctx, "holds its burn-in before %s", c.ID)
+			if a.pause(ctx, 1) != nil {
+				return api.Result{}, false
+			}
+			continue
+		}
+		whole := true
+		for range 2 {
+			if a.pause(ctx, max(1, a.cfg.Slow)) != nil {
+				return api.Result{}, false
+			}
+			if a.load(ctx).Pause == inventory.PauseNow {
+				whole = false
+				break
+			}
+		}
+		if whole {
+			rep.Results = append(rep.Results, a.check(c))
+		}
 	}
+	a.alive(ctx, func() { a.busy = false })
 	if a.cfg.Fault == "burnin" {
 		return fail("other", "the burn-in could not run (simulated)")
 	}
 	rep.Finished = time.Now().UTC()
 	return api.Result{OK: true, Report: &rep}, true
+}
+
+// load is the load that the machine obeys.
+func (a *agent) load(ctx context.Context) (l inventory.Load) {
+	a.alive(ctx, func() { l = a.Machine.load })
+	return l
+}
+
+// heed asks for the order again and again while it is carried out: its load may change.
+func (a *agent) heed(ctx context.Context, order string) {
+	for ctx.Err() == nil {
+		var o api.Order
+		status, err := a.order(ctx, order, &o)
+		switch {
+		case err == nil && status == http.StatusOK && o.ID == order:
+			a.alive(ctx, func() { a.Machine.load = o.Load })
+		default:
+			_ = a.pause(ctx, 5)
+		}
+	}
 }
 
 // check is a result that any profile's limits accept, unless the machine is

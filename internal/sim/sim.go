@@ -18,12 +18,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 	"time"
 
+	"smelt/burnin"
 	"smelt/internal/vbmc"
 	"smelt/inventory"
 )
@@ -46,6 +48,9 @@ type Config struct {
 	Fault    string // "", wipe, image, start, burnin, gpu-lost, join
 	// Joined tells the cluster that the machine's daemon runs; may be nil.
 	Joined func(name string)
+	// What it draws at the wall, in watts: 150 and 900 when not given.
+	Idle, Full float64
+	Slow       int // paces of half a check; 1 when not given
 }
 
 // Hardware makes the hardware of simulated machine n: unlike every other one.
@@ -99,6 +104,9 @@ type Machine struct {
 	disk   disk
 	writes []Write
 	doing  string
+	busy   bool           // a check or a job loads its cards
+	load   inventory.Load // as last ordered
+	checks map[string]int // that were begun, by id
 }
 
 // disk is what is on the machine's disk.
@@ -107,7 +115,8 @@ type disk struct {
 	part    string // digest of the image that is being written
 	done    int    // its chunks
 	handoff *handoff
-	start   string // by what the system on it was started, when not from it
+	start   string         // by what the system on it was started, when not from it
+	held    *burnin.Report // what a burn-in found that is held
 }
 
 var _ vbmc.Power = (*Machine)(nil)
@@ -120,7 +129,13 @@ func New(s Site, c Config) *Machine {
 	if c.Chunks <= 0 {
 		c.Chunks = 8
 	}
-	return &Machine{site: s, cfg: c, http: &http.Client{Transport: transport(s.Pin)}, first: vbmc.BootNetwork}
+	if c.Idle <= 0 {
+		c.Idle = 150
+	}
+	if c.Full <= 0 {
+		c.Full = 900
+	}
+	return &Machine{site: s, cfg: c, checks: map[string]int{}, http: &http.Client{Transport: transport(s.Pin)}, first: vbmc.BootNetwork}
 }
 
 // transport believes only the pinned key; every machine has connections of its own.
@@ -164,6 +179,28 @@ func (m *Machine) Doing() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.doing
+}
+
+// Watts is what the machine draws now.
+func (m *Machine) Watts() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case !m.on:
+		return 0
+	case !m.busy:
+		return m.cfg.Idle
+	case m.load.Cap > 0:
+		return m.cfg.Idle + (m.cfg.Full-m.cfg.Idle)*m.load.Cap
+	}
+	return m.cfg.Full
+}
+
+// Began is how often each check was begun.
+func (m *Machine) Began() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.checks)
 }
 
 // Boots is how often it started.
@@ -241,6 +278,7 @@ func (m *Machine) start() {
 		from, m.once = m.once, 0
 	}
 	m.boots++
+	m.busy, m.load = false, inventory.Load{}
 	ctx, end := context.WithCancel(context.Background())
 	m.end = end
 	l := life{Machine: m, boot: m.boots}

@@ -38,7 +38,9 @@ static double watts(int i)
 	if (!busy(i))
 		return IDLE_W;
 	/* A card over its slowdown temperature halves its clock. */
-	return sim_states[i].temp >= SLOWDOWN ? LOAD_W / 2 : LOAD_W;
+	double w = sim_states[i].temp >= SLOWDOWN ? LOAD_W / 2 : LOAD_W;
+	double limit = sim_states[i].limit / 1000.0;
+	return limit > 0 && limit < w ? limit : w;
 }
 
 static double heat(int i)
@@ -159,6 +161,49 @@ nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t d, int sensor, unsigned *t)
 		return INVALID_ARGUMENT;
 	*t = (unsigned)(heat(i) + 0.5);
 	return OK;
+}
+
+/* An RTX 3090 allows 100 to 366 W and has 350 by default. */
+nvmlReturn_t nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t d, unsigned *mw)
+{
+	int i;
+	nvmlReturn_t r = look(d, &i);
+	if (r == OK)
+		*mw = 350000;
+	return r;
+}
+
+nvmlReturn_t nvmlDeviceGetPowerManagementLimitConstraints(nvmlDevice_t d, unsigned *low, unsigned *high)
+{
+	int i;
+	nvmlReturn_t r = look(d, &i);
+	if (r == OK) {
+		*low = 100000;
+		*high = 366000;
+	}
+	return r;
+}
+
+nvmlReturn_t nvmlDeviceSetPowerManagementLimit(nvmlDevice_t d, unsigned mw)
+{
+	int i;
+	nvmlReturn_t r = look(d, &i);
+	if (r != OK)
+		return r;
+	if (mw < 100000 || mw > 366000)
+		return INVALID_ARGUMENT;
+	if (!fault(i, "limit")) /* said ok, and did not */
+		sim_states[i].limit = mw;
+	return OK;
+}
+
+nvmlReturn_t nvmlDeviceGetPowerManagementLimit(nvmlDevice_t d, unsigned *mw)
+{
+	int i;
+	nvmlReturn_t r = look(d, &i);
+	if (r == OK)
+		*mw = sim_states[i].limit ? sim_states[i].limit : 350000;
+	return r;
 }
 
 #ifndef SIM_OLD_DRIVER /* what an old driver lacks; a test builds it so */

@@ -33,6 +33,7 @@ struct sim_state {
 	volatile int64_t busy_until; /* ns, CLOCK_MONOTONIC */
 	volatile int64_t looked;     /* when temp was last brought forward */
 	volatile double temp;
+	volatile uint32_t limit; /* mW; 0 is the default */
 };
 
 struct sim_card {
