@@ -4,59 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // Verified makes the verbs of a Controller trustworthy. All methods return the
 // evidence, also with an error.
 //
-// A refused credential trips the controller: BMCs lock a user out after three
-// to five attempts, so everything else fails with ErrAuth, without a word to
-// the device, until Reset. A device that does not answer is left alone for a
-// while that grows with each failure.
+// It passes a gate of its own, for a controller that has none: see Login for
+// what happens after a refused credential, and Gate for a device that does not
+// answer.
 type Verified struct {
 	c      Controller
 	limits Limits
+	login  *Login
 
 	verb lock      // held for a whole verb: two verbs on one machine never interleave
 	sent time.Time // the last command; guarded by verb
-
-	call lock  // held for one call to c
-	trip error // the refusal that tripped it; guarded by call, as is down
-	down outage
-	line line // the console beside all that
+	line line      // the console beside all that
 }
-
-// A lock is a mutex that gives up with a context.
-type lock chan struct{}
-
-func newLock() lock { return make(lock, 1) }
-
-func (l lock) get(ctx context.Context) error {
-	select {
-	case l <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (l lock) put() { <-l }
-
-// An outage is a run of failed calls.
-type outage struct {
-	failures int
-	again    time.Time // not before
-	last     error
-}
-
-// The breaker: after breakAfter failed calls in a row a device is left alone
-// for breakMin, then one call is let through, and so on with doubled pauses.
-const (
-	breakAfter = 3
-	breakMin   = 5 * time.Second
-	breakMax   = 5 * time.Minute
-)
 
 // maxCall bounds one call. Redfish actions of 20 to 30 s are seen in the field
 // (tinkerbell/pbnj#167).
@@ -74,52 +40,39 @@ func Verify(c Controller, l Limits) *Verified {
 	def(&l.Dwell, 5*time.Second)
 	def(&l.Spacing, time.Second)
 	def(&l.Soft, 600*time.Second)
-	return &Verified{c: c, limits: l, verb: newLock(), call: newLock()}
+	return &Verified{c: c, limits: l, login: newGate(c.String(), 0, new(Refused)).Login("", nil), verb: newLock()}
 }
 
 func (v *Verified) String() string { return v.c.String() }
 
 // Reset forgets a refused credential and an outage, after a human corrected
-// the cause.
+// the cause, here and in the gates that c passes.
 func (v *Verified) Reset() {
-	v.call <- struct{}{}
-	defer v.call.put()
-	v.trip, v.down = nil, outage{}
+	v.login.Reset()
+	if below, ok := v.c.(interface{ Reset() }); ok {
+		below.Reset()
+	}
 }
 
 // do makes one call to the device. It is the only place that does.
 func (v *Verified) do(ctx context.Context, f func(context.Context) error) error {
-	if err := v.call.get(ctx); err != nil {
-		return err
-	}
-	defer v.call.put()
-	if v.trip != nil {
-		return fmt.Errorf("not tried again, so that the device does not lock the user out (correct the credential, then reset this controller): %w", v.trip)
-	}
-	if wait := time.Until(v.down.again); wait > 0 {
-		return fmt.Errorf("failed %d times in a row, left alone for another %v: %w", v.down.failures, wait.Round(time.Second), v.down.last)
-	}
-	limited, cancel := context.WithTimeout(ctx, min(maxCall, v.limits.Reach))
-	defer cancel()
-	v.line.giveWay()
-	err := f(limited)
-	switch {
-	case errors.Is(err, ErrAuth):
-		v.trip = err
-	case err == nil, errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman):
-		v.down = outage{}
-		v.line.called(true)
-	case ctx.Err() != nil:
-		// The caller gave up; that says nothing about the device.
-	default:
-		v.line.called(false)
-		v.down.failures++
-		v.down.last = err
-		if n := v.down.failures - breakAfter; n >= 0 {
-			v.down.again = time.Now().Add(min(breakMin<<min(n, 10), breakMax))
+	return v.login.Do(ctx, func(ctx context.Context) error {
+		limited, cancel := context.WithTimeoutCause(ctx, min(maxCall, v.limits.Reach), errSlow)
+		defer cancel()
+		v.line.giveWay()
+		err := f(limited)
+		switch {
+		case err == nil, errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman):
+			v.line.called(true)
+		case errors.Is(err, ErrAuth), ctx.Err() != nil:
+		default:
+			v.line.called(false)
 		}
-	}
-	return err
+		if err != nil && errors.Is(context.Cause(limited), errSlow) && !errors.Is(err, errSlow) {
+			err = fmt.Errorf("%w: %w", errSlow, err)
+		}
+		return err
+	})
 }
 
 // State reads the state; an error is State Unknown.
@@ -178,6 +131,8 @@ func final(err error) bool {
 type run struct {
 	*Verified
 	began    time.Time
+	turns    int  // changes of state that nobody asked for
+	told     bool // the last order went out and was not refused
 	evidence Evidence
 }
 
@@ -190,6 +145,10 @@ func (v *Verified) run(ctx context.Context, verb string, f func(*run) error) (Ev
 		err = f(r)
 		v.verb.put()
 	}
+	if r.turns >= toggling {
+		r.quirk("toggles")
+		r.note("its state changed %d times in %d reads without a command", r.turns, r.evidence.Polls)
+	}
 	r.evidence.Took = time.Since(r.began)
 	if err != nil {
 		err = fmt.Errorf("power %s %s: %w", verb, v, err)
@@ -201,6 +160,12 @@ func (r *run) note(format string, a ...any) {
 	r.evidence.Notes = append(r.evidence.Notes, fmt.Sprintf(format, a...))
 }
 
+func (r *run) quirk(code string) {
+	if !slices.Contains(r.evidence.Quirks, code) {
+		r.evidence.Quirks = append(r.evidence.Quirks, code)
+	}
+}
+
 func (r *run) poll(ctx context.Context) (State, error) {
 	s, err := r.read(ctx)
 	r.evidence.Polls++
@@ -208,15 +173,26 @@ func (r *run) poll(ctx context.Context) (State, error) {
 	return s, err
 }
 
-// offReads is how many reads in a row must say off before it is believed: a
-// BMC says off for a moment while it restarts or the host resets.
-const offReads = 2
+const (
+	// agree is how many reads in a row must say the same before it is believed.
+	// A BMC says off for a moment while it restarts or the host resets; and of
+	// one whose word changes with each read, one on is worth as little as one
+	// off. Each change that nobody asked for makes it one more, so that a state
+	// that goes on changing is never believed, whatever its rhythm at first.
+	agree = 2
+	// toggling is how many such changes are a quirk; away and back, once, happens
+	// to any BMC.
+	toggling = 3
+	// slowOff is how long a switch to off may take without being remarked.
+	slowOff = 30 * time.Second
+)
 
-// reach polls until the state is want (0: on or off, whichever) and returns
-// it. Off must be read twice in a row, on once.
+// reach polls until enough reads in a row say want (0: on or off, whichever).
+// Who wants one of the two has seen the other, or has just commanded it.
 func (r *run) reach(ctx context.Context, limit time.Duration, want State) (State, error) {
 	end := time.Now().Add(limit)
-	for offs := 0; ; {
+	last := opposite(want)
+	for same := 0; ; {
 		s, err := r.poll(ctx)
 		if final(err) {
 			return Unknown, err
@@ -224,12 +200,20 @@ func (r *run) reach(ctx context.Context, limit time.Duration, want State) (State
 		if ctx.Err() != nil {
 			return Unknown, ctx.Err()
 		}
-		if s == Off {
-			offs++
+		if s == Unknown {
+			same = 0
 		} else {
-			offs = 0
+			if s != last {
+				same = 0
+				// The change that was commanded is the one towards want.
+				if last != 0 && (want == 0 || s != want) {
+					r.turns++
+				}
+			}
+			last = s
+			same++
 		}
-		if (s == On || offs >= offReads) && (want == 0 || s == want) {
+		if s != Unknown && same >= agree+r.turns && (want == 0 || s == want) {
 			return s, nil
 		}
 		left := time.Until(end)
@@ -237,12 +221,29 @@ func (r *run) reach(ctx context.Context, limit time.Duration, want State) (State
 			if err != nil {
 				return s, fmt.Errorf("%w: %v without a clear answer, the last one: %w", ErrNotReached, limit, err)
 			}
+			if s != Unknown && (want == 0 || s == want) {
+				return Unknown, fmt.Errorf("%w: after %v and %d reads it says %s, but not %d times in a row", ErrNotReached, limit, r.evidence.Polls, s, agree+r.turns)
+			}
 			return s, fmt.Errorf("%w: still %s after %v and %d reads", ErrNotReached, s, limit, r.evidence.Polls)
 		}
-		if err := pause(ctx, min(r.limits.Poll, left)); err != nil {
+		wait := r.limits.Poll
+		if s != Unknown && (want == 0 || s == want) {
+			wait /= 2 // to confirm, and out of step with what changes at the pace of polls
+		}
+		if err := pause(ctx, min(wait, left)); err != nil {
 			return Unknown, err
 		}
 	}
+}
+
+func opposite(s State) State {
+	switch s {
+	case On:
+		return Off
+	case Off:
+		return On
+	}
+	return 0
 }
 
 // before finds out what is the case; nothing is done to a machine whose state
@@ -256,24 +257,65 @@ func (r *run) before(ctx context.Context) (State, error) {
 	return s, err
 }
 
-// set commands want and waits until it is the case. A command that fails may
+// An order is a command that changes the power state.
+type order struct {
+	words string // "switch off"
+	want  State
+	limit time.Duration // for the change
+	send  func(context.Context) error
+	deaf  bool // the device passes the order on to somebody who may not listen
+}
+
+// obey sends the order and waits until it is the case. A command that fails may
 // have worked all the same (a lost answer, a BMC that answers 500 and acts),
 // so the state decides; it is never sent twice.
-func (r *run) set(ctx context.Context, want State) error {
-	sent := r.command(ctx, func(ctx context.Context) error { return r.c.Set(ctx, want) })
-	if final(sent) || ctx.Err() != nil {
-		return sent
-	}
-	if sent != nil {
-		r.note("the command to switch %s failed, the state decides: %v", want, sent)
-	}
-	if _, err := r.reach(ctx, r.limits.Reach, want); err != nil {
-		if sent != nil {
-			return fmt.Errorf("switch %s: %w (and the command had failed: %w)", want, err, sent)
+func (r *run) obey(ctx context.Context, o order) error {
+	began := time.Now()
+	r.told = false
+	sent := r.command(ctx, func(ctx context.Context) error {
+		before := r.evidence.After
+		r.evidence.After = Unknown.String() // what was read is history now
+		err := o.send(ctx)
+		if r.told = !final(err); !r.told {
+			r.evidence.After = before
 		}
-		return fmt.Errorf("switch %s: %w", want, err)
+		return err
+	})
+	switch {
+	case final(sent), ctx.Err() != nil && !r.told:
+		return fmt.Errorf("%s: %w", o.words, sent)
+	case ctx.Err() != nil:
+		r.note("told to %s, and not looked at since", o.words)
+		return fmt.Errorf("%s: cut short, it may yet happen: %w", o.words, ctx.Err())
+	case sent != nil:
+		r.note("the command to %s failed, the state decides: %v", o.words, sent)
 	}
-	return nil
+	s, err := r.reach(ctx, o.limit, o.want)
+	switch {
+	case err == nil && sent != nil:
+		r.quirk("failed-and-done")
+	case errors.Is(err, ErrNotReached) && sent == nil && s == opposite(o.want) && r.turns < toggling && !o.deaf:
+		r.quirk("ok-and-nothing")
+	}
+	if o.want == Off && !o.deaf && time.Since(began) >= slowOff && (err == nil || errors.Is(err, ErrNotReached) && s == Unknown) {
+		r.quirk("slow-off")
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		r.note("told to %s, and not confirmed", o.words)
+		return fmt.Errorf("%s: cut short before it was confirmed: %w", o.words, err)
+	case sent != nil:
+		return fmt.Errorf("%s: %w (and the command had failed: %w)", o.words, err, sent)
+	}
+	return fmt.Errorf("%s: %w", o.words, err)
+}
+
+// set is the order to switch hard.
+func (r *run) set(ctx context.Context, want State) error {
+	return r.obey(ctx, order{words: "switch " + want.String(), want: want, limit: r.limits.Reach,
+		send: func(ctx context.Context) error { return r.c.Set(ctx, want) }})
 }
 
 func (r *run) to(ctx context.Context, want State) error {
@@ -318,17 +360,8 @@ func (v *Verified) SoftOff(ctx context.Context) (Evidence, error) {
 			r.note("it was off already")
 			return nil
 		}
-		sent := r.command(ctx, soft.SoftOff)
-		if final(sent) || ctx.Err() != nil {
-			return sent
-		}
-		if sent != nil {
-			r.note("the command to shut down failed, the state decides: %v", sent)
-		}
-		if _, err := r.reach(ctx, r.limits.Soft, Off); err != nil {
-			return fmt.Errorf("shut down: %w", err)
-		}
-		return nil
+		// The system behind the button may not listen: that is no quirk of the device.
+		return r.obey(ctx, order{words: "shut down", want: Off, limit: r.limits.Soft, send: soft.SoftOff, deaf: true})
 	})
 }
 
@@ -349,22 +382,37 @@ func (v *Verified) Cycle(ctx context.Context, next Device) (Evidence, error) {
 				return err
 			}
 		}
-		if err := pause(ctx, r.limits.Dwell); err != nil {
-			return err
+		r.told = false
+		if err = r.prepare(ctx, next); err == nil {
+			err = r.set(ctx, On)
 		}
-		if next != 0 {
-			err := r.command(ctx, func(ctx context.Context) error { return r.c.BootOnce(ctx, next) })
-			switch {
-			case errors.Is(err, ErrUnsupported):
-				r.note("the boot device was left to the machine: %v", err)
-			case err != nil:
-				return fmt.Errorf("the machine is off and stays off: boot once from %s: %w", next, err)
-			default:
-				r.note("next boot from %s", next)
-			}
+		if err != nil && !r.told {
+			// Whoever asked must know: nobody starts it behind his back.
+			r.note("the machine is off and stays off")
+			return fmt.Errorf("the machine is off and stays off: %w", err)
 		}
-		return r.set(ctx, On)
+		return err
 	})
+}
+
+// prepare does what belongs between off and on.
+func (r *run) prepare(ctx context.Context, next Device) error {
+	if err := pause(ctx, r.limits.Dwell); err != nil {
+		return err
+	}
+	if next == 0 {
+		return nil
+	}
+	err := r.command(ctx, func(ctx context.Context) error { return r.c.BootOnce(ctx, next) })
+	switch {
+	case errors.Is(err, ErrUnsupported):
+		r.note("the boot device was left to the machine: %v", err)
+	case err != nil:
+		return fmt.Errorf("boot once from %s: %w", next, err)
+	default:
+		r.note("next boot from %s", next)
+	}
+	return ctx.Err()
 }
 
 // ask makes one call of an ability that a controller may have.
@@ -410,4 +458,23 @@ func (v *Verified) Screen(ctx context.Context) (Picture, error) {
 // Audit looks at the device itself.
 func (v *Verified) Audit(ctx context.Context) (Audit, error) {
 	return ask(ctx, v, "audit", func(ctx context.Context, k Keeper) (Audit, error) { return k.Audit(ctx) })
+}
+
+// SetRestorePolicy chooses what the machine does when power comes back, and
+// reads it back.
+func (v *Verified) SetRestorePolicy(ctx context.Context, p RestorePolicy) error {
+	_, err := ask(ctx, v, "restore policy", func(ctx context.Context, k Keeper) (none struct{}, err error) {
+		return none, k.SetRestorePolicy(ctx, p)
+	})
+	if err != nil {
+		return err
+	}
+	a, err := v.Audit(ctx)
+	if err != nil {
+		return err
+	}
+	if a.Restore != p {
+		return fmt.Errorf("restore policy of %s: %w: it accepted %s and reads back %q", v, ErrNotReached, p, a.Restore)
+	}
+	return nil
 }

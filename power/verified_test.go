@@ -34,37 +34,46 @@ func TestLies(t *testing.T) {
 		end      bool   // the machine is on afterwards
 		commands string // what was sent, reads left out
 		after    string // in the evidence
+		quirks   string // in the evidence
 	}{
-		{"obeys", false, powertest.Script{}, "on", nil, "", true, "set on", "on"},
-		{"slow", false, powertest.Script{Settle: 46 * time.Second, Latency: time.Second}, "on", nil, "", true, "set on", "on"},
-		{"too slow", false, powertest.Script{Settle: 80 * time.Second}, "on", power.ErrNotReached, "still off after 1m0s", false, "set on", "off"},
-		{"accepts and does nothing", false, powertest.Script{Ignore: true}, "on", power.ErrNotReached, "still off", false, "set on", "off"},
-		{"accepts and does nothing", true, powertest.Script{Ignore: true}, "off", power.ErrNotReached, "still on", true, "set off", "on"},
-		{"on already", true, powertest.Script{}, "on", nil, "", true, "", "on"},
-		{"off already", false, powertest.Script{}, "off", nil, "", false, "", "off"},
-		{"fails and did it", false, powertest.Script{After: errLost}, "on", nil, "", true, "set on", "on"},
-		{"fails and did nothing", false, powertest.Script{After: errLost, Ignore: true}, "on", power.ErrNotReached, "500 Internal", false, "set on", "off"},
-		{"fails off and did it", true, powertest.Script{After: errLost}, "off", nil, "", false, "set off", "off"},
-		{"does not know", false, powertest.Script{Unknown: true}, "on", power.ErrNotReached, "nothing was done", false, "", "unknown"},
-		{"does not know", true, powertest.Script{Unknown: true}, "off", power.ErrNotReached, "nothing was done", true, "", "unknown"},
-		{"does not know", true, powertest.Script{Unknown: true}, "cycle", power.ErrNotReached, "nothing was done", true, "", "unknown"},
-		{"knows later", true, powertest.Script{Reads: []power.State{unknown, unknown}}, "off", nil, "", false, "set off", "off"},
-		{"says off once while on", true, powertest.Script{Reads: []power.State{off}}, "off", nil, "", false, "set off", "off"},
-		{"flaps after the command", true, powertest.Script{Reads: []power.State{on, off, on, off, on, off, off}}, "off", nil, "", false, "set off", "off"},
-		{"says off once, then nothing happens", true, powertest.Script{Reads: []power.State{on, off}, Ignore: true}, "off", power.ErrNotReached, "still on", true, "set off", "on"},
-		{"one off read is no reason to start", true, powertest.Script{Reads: []power.State{off}}, "on", nil, "", true, "", "on"},
-		{"a state that is none", false, powertest.Script{Reads: []power.State{42, 0}}, "on", nil, "", true, "set on", "on"},
-		{"wrong password", false, powertest.Script{Err: authErr}, "on", power.ErrAuth, "wrong password", false, "", "unknown"},
-		{"unreachable", true, powertest.Script{Err: errors.New("no route to host")}, "off", power.ErrNotReached, "no route to host", true, "", "unknown"},
-		{"hangs", true, powertest.Script{Hang: true}, "off", power.ErrNotReached, "nothing was done", true, "", "unknown"},
-		{"inverted outlet", true, powertest.Script{Invert: true}, "off", power.ErrNotReached, "still on", true, "set off", "on"},
-		{"cycle", true, powertest.Script{Settle: 3 * time.Second}, "cycle", nil, "", true, "set off, boot network, set on", "on"},
-		{"cycle from off", false, powertest.Script{}, "cycle", nil, "", true, "boot network, set on", "on"},
-		{"cycle without boot devices", true, powertest.Script{NoBoot: true}, "cycle", nil, "", true, "set off, boot network, set on", "on"},
-		{"cycle that stays on", true, powertest.Script{Ignore: true}, "cycle", power.ErrNotReached, "switch off", true, "set off", "on"},
-		{"soft", true, powertest.Script{Settle: 400 * time.Second}, "soft", nil, "", false, "soft off", "off"},
-		{"soft, the system is deaf", true, powertest.Script{Deaf: true}, "soft", power.ErrNotReached, "still on after 10m0s", true, "soft off", "on"},
-		{"soft fails and did it", true, powertest.Script{After: errLost}, "soft", nil, "", false, "soft off", "off"},
+		{"obeys", false, powertest.Script{}, "on", nil, "", true, "set on", "on", ""},
+		{"slow", false, powertest.Script{Settle: 46 * time.Second, Latency: time.Second}, "on", nil, "", true, "set on", "on", ""},
+		{"too slow", false, powertest.Script{Settle: 80 * time.Second}, "on", power.ErrNotReached, "still off after 1m0s", false, "set on", "off", "ok-and-nothing"},
+		{"accepts and does nothing", false, powertest.Script{Ignore: true}, "on", power.ErrNotReached, "still off", false, "set on", "off", "ok-and-nothing"},
+		{"accepts and does nothing", true, powertest.Script{Ignore: true}, "off", power.ErrNotReached, "still on", true, "set off", "on", "ok-and-nothing"},
+		{"on already", true, powertest.Script{}, "on", nil, "", true, "", "on", ""},
+		{"off already", false, powertest.Script{}, "off", nil, "", false, "", "off", ""},
+		{"fails and did it", false, powertest.Script{After: errLost}, "on", nil, "", true, "set on", "on", "failed-and-done"},
+		{"fails and did nothing", false, powertest.Script{After: errLost, Ignore: true}, "on", power.ErrNotReached, "500 Internal", false, "set on", "off", ""},
+		{"fails off and did it", true, powertest.Script{After: errLost}, "off", nil, "", false, "set off", "off", "failed-and-done"},
+		{"does not know", false, powertest.Script{Unknown: true}, "on", power.ErrNotReached, "nothing was done", false, "", "unknown", ""},
+		{"does not know", true, powertest.Script{Unknown: true}, "off", power.ErrNotReached, "nothing was done", true, "", "unknown", ""},
+		{"does not know", true, powertest.Script{Unknown: true}, "cycle", power.ErrNotReached, "nothing was done", true, "", "unknown", ""},
+		{"knows later", true, powertest.Script{Reads: []power.State{unknown, unknown}}, "off", nil, "", false, "set off", "off", ""},
+		{"says off once while on", true, powertest.Script{Reads: []power.State{off}}, "off", nil, "", false, "set off", "off", ""},
+		{"flaps after the command", true, powertest.Script{Reads: []power.State{on, off, on, off, on, off, off}}, "off", nil, "", false, "set off", "off", "toggles"},
+		{"says off once, then nothing happens", true, powertest.Script{Reads: []power.State{on, off}, Ignore: true}, "off", power.ErrNotReached, "still on", true, "set off", "on", "ok-and-nothing"},
+		{"one off read is no reason to start", true, powertest.Script{Reads: []power.State{off}}, "on", nil, "", true, "", "on", ""},
+		{"a state that is none", false, powertest.Script{Reads: []power.State{42, 0}}, "on", nil, "", true, "set on", "on", ""},
+		{"wrong password", false, powertest.Script{Err: authErr}, "on", power.ErrAuth, "wrong password", false, "", "unknown", ""},
+		{"unreachable", true, powertest.Script{Err: errors.New("no route to host")}, "off", power.ErrNotReached, "no route to host", true, "", "unknown", ""},
+		{"hangs", true, powertest.Script{Hang: true}, "off", power.ErrNotReached, "nothing was done", true, "", "unknown", ""},
+		{"inverted outlet", true, powertest.Script{Invert: true}, "off", power.ErrNotReached, "still on", true, "set off", "on", "ok-and-nothing"},
+		{"cycle", true, powertest.Script{Settle: 3 * time.Second}, "cycle", nil, "", true, "set off, boot network, set on", "on", ""},
+		{"cycle from off", false, powertest.Script{}, "cycle", nil, "", true, "boot network, set on", "on", ""},
+		{"cycle without boot devices", true, powertest.Script{NoBoot: true}, "cycle", nil, "", true, "set off, boot network, set on", "on", ""},
+		{"cycle that stays on", true, powertest.Script{Ignore: true}, "cycle", power.ErrNotReached, "switch off", true, "set off", "on", "ok-and-nothing"},
+		{"soft", true, powertest.Script{Settle: 400 * time.Second}, "soft", nil, "", false, "soft off", "off", ""},
+		{"soft, the system is deaf", true, powertest.Script{Deaf: true}, "soft", power.ErrNotReached, "still on after 10m0s", true, "soft off", "on", ""},
+		{"slow to go off", true, powertest.Script{Settle: 40 * time.Second}, "off", nil, "", false, "set off", "off", "slow-off"},
+		{"toggles", false, powertest.Script{Toggle: true}, "on", power.ErrNotReached, "nothing was done", false, "", "on", "toggles"},
+		{"toggles", true, powertest.Script{Toggle: true}, "off", power.ErrNotReached, "nothing was done", true, "", "on", "toggles"},
+		{"toggles", true, powertest.Script{Toggle: true}, "soft", power.ErrNotReached, "nothing was done", true, "", "on", "toggles"},
+		{"toggles", true, powertest.Script{Toggle: true}, "cycle", power.ErrNotReached, "nothing was done", true, "", "on", "toggles"},
+		{"toggles after the command", false, powertest.Script{Reads: append([]power.State{off, off}, slices.Repeat([]power.State{on, off}, 80)...), Ignore: true}, "on", power.ErrNotReached, "after 1m0s", false, "set on", "on", "toggles"},
+		{"toggles by twos after the command", false, powertest.Script{Reads: append([]power.State{off, off, on}, slices.Repeat([]power.State{off, off, on, on}, 40)...), Ignore: true}, "on", power.ErrNotReached, "after 1m0s", false, "set on", "on", "toggles"},
+		{"says on once and is off", false, powertest.Script{Reads: []power.State{off, off, on}, Ignore: true}, "on", power.ErrNotReached, "still off", false, "set on", "off", "ok-and-nothing"},
+		{"soft fails and did it", true, powertest.Script{After: errLost}, "soft", nil, "", false, "soft off", "off", "failed-and-done"},
 	} {
 		t.Run(l.name+" "+l.verb, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -97,6 +106,9 @@ func TestLies(t *testing.T) {
 				sent := slices.DeleteFunc(f.Calls(), func(c string) bool { return c == "state" })
 				if got := strings.Join(sent, ", "); got != l.commands {
 					t.Errorf("sent %q, want %q", got, l.commands)
+				}
+				if got := strings.Join(e.Quirks, " "); got != l.quirks {
+					t.Errorf("quirks %q, want %q", got, l.quirks)
 				}
 				if e.After != l.after || e.Took != time.Since(began) {
 					t.Errorf("evidence %+v, want after %s and took %v", e, l.after, time.Since(began))
@@ -247,4 +259,47 @@ func TestNotAsked(t *testing.T) {
 	if _, err := v.Readings(t.Context()); !errors.Is(err, power.ErrUnsupported) {
 		t.Errorf("readings: %v", err)
 	}
+}
+
+// A verb that is cut short says what it left behind, whenever that happens.
+func TestHalfACycleIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for after := time.Duration(0); after < 16*time.Second; after += 250 * time.Millisecond {
+			var f powertest.Fake
+			f.Turn(true)
+			f.SetScript(powertest.Script{Settle: 2 * time.Second, Latency: 100 * time.Millisecond})
+			v := power.Verify(&f, power.Limits{})
+			ctx, cancel := context.WithTimeout(t.Context(), after)
+			e, err := v.Cycle(ctx, power.Network)
+			cancel()
+			calls := strings.Join(f.Calls(), " ")
+			time.Sleep(time.Minute) // let what was commanded happen
+			off, on := strings.Contains(calls, "set off"), strings.Contains(calls, "set on")
+			notes := strings.Join(e.Notes, "; ")
+			switch {
+			case err == nil:
+				if !f.On() || e.After != "on" {
+					t.Errorf("%v: done, machine on %v, evidence %+v", after, f.On(), e)
+				}
+			case !errors.Is(err, context.DeadlineExceeded):
+				t.Errorf("%v: %v", after, err)
+			case !off && (!f.On() || strings.Contains(err.Error(), "cut short")):
+				t.Errorf("%v: nothing was commanded, machine on %v, error %v", after, f.On(), err)
+			case off && !on && !f.On() && !strings.Contains(err.Error(), "the machine is off and stays off") && !strings.Contains(notes, "told to switch off"):
+				t.Errorf("%v: the machine is off and nobody says so: %v, evidence %+v", after, err, e)
+			case on && (!strings.Contains(notes, "told to switch on") || strings.Contains(err.Error(), "stays off")):
+				t.Errorf("%v: on was commanded: %v, evidence %+v", after, err, e)
+			}
+			if strings.Contains(words(err), "stays off") && (f.On() || e.After != "off") {
+				t.Errorf("%v: machine on %v, error %v, evidence %+v", after, f.On(), err, e)
+			}
+		}
+	})
+}
+
+func words(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }

@@ -22,6 +22,7 @@ type Fake struct {
 	boots  []power.Device
 	calls  []string
 	timer  *time.Timer
+	device device
 }
 
 // A Script is how a Fake behaves. Errors come first, then hanging, then what
@@ -34,6 +35,7 @@ type Script struct {
 	Deaf    bool          // as Ignore, for the request to shut down only
 	Reads   []power.State // what the next reads say, before they tell the truth
 	Unknown bool          // every read says unknown
+	Toggle  bool          // each read says the opposite of the one before
 	Hang    bool          // every call lasts until its context ends
 	Err     error         // every call fails with it and does nothing
 	After   error         // commands do what they are told and then fail with it
@@ -62,7 +64,7 @@ func (f *Fake) Turn(on bool) {
 }
 
 // Calls lists what was asked of the Fake: "state", "set on", "set off",
-// "soft off", "boot network", "boot disk".
+// "soft off", "boot network", "boot disk", and the other abilities by name.
 func (f *Fake) Calls() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -83,6 +85,9 @@ func (f *Fake) begin(ctx context.Context, call string) (Script, error) {
 	f.mu.Lock()
 	f.calls = append(f.calls, call)
 	s := f.script
+	if s.Err == nil && f.device.password != f.device.wants {
+		s.Err = fmt.Errorf("wrong password: %w", power.ErrAuth)
+	}
 	f.mu.Unlock()
 	if s.Hang {
 		<-ctx.Done()
@@ -138,6 +143,12 @@ func (f *Fake) State(ctx context.Context) (power.State, error) {
 		return r, nil
 	case s.Unknown:
 		return power.Unknown, nil
+	case s.Toggle:
+		f.device.toggled = !f.device.toggled
+		if f.device.toggled {
+			return power.On, nil
+		}
+		return power.Off, nil
 	case f.on:
 		return power.On, nil
 	}

@@ -9,7 +9,9 @@ import (
 
 func TestFake(t *testing.T) {
 	Run(t, func(t *testing.T) (power.Controller, Hardware) {
+		const secret = "s3cret-pass"
 		var f Fake
+		f.Use(secret)
 		refused := Fake{script: Script{Err: fmt.Errorf("wrong password: %w", power.ErrAuth)}}
 		dead := Fake{script: Script{Err: fmt.Errorf("no route to host")}}
 		return &f, Hardware{
@@ -25,6 +27,17 @@ func TestFake(t *testing.T) {
 			},
 			Dead: func(*testing.T) power.Controller { return &dead },
 			Hang: func() { f.SetScript(Script{Hang: true}) },
+
+			Light: f.Lit,
+			Log: func(what string) string {
+				f.Logged(what)
+				return what
+			},
+			Secret: secret,
+			Again: func(_ *testing.T, password string) power.Controller {
+				f.Use(password)
+				return &f
+			},
 		}
 	})
 }

@@ -28,6 +28,17 @@ type Hardware struct {
 	// Human is the person who does what a controller asks for that cannot
 	// switch by itself.
 	Human func(power.State)
+
+	// Light tells whether the locate light is on.
+	Light func() bool
+	// Log makes the device write something like what into its log, and returns
+	// what an entry must contain.
+	Log func(what string) string
+	// Secret is the password that the controller logs in with, which nothing
+	// that it says may contain.
+	Secret string
+	// Again makes a controller for the same device with another password.
+	Again func(t *testing.T, password string) power.Controller
 }
 
 // set commands c, by way of the person where it needs one.
@@ -62,6 +73,13 @@ func Run(t *testing.T, setup func(t *testing.T) (power.Controller, Hardware)) {
 		{"dead", dead},
 		{"cancel", cancel},
 		{"verified", verified},
+		{"readings", readings},
+		{"light", light},
+		{"log", eventLog},
+		{"screen", screen},
+		{"audit", audit},
+		{"password", password},
+		{"restore", restore},
 	} {
 		t.Run(promise.name, func(t *testing.T) {
 			t.Parallel()
