@@ -42,7 +42,7 @@ func newRoot() *cobra.Command {
 	root := group("smelt", "Turn mining rigs and bare servers into validated nodes of an AI cluster",
 		newSite(o), newNode(o), newNetwork(o), newTask(o), newTriage(o), newBurnin(o), newCertificate(o), newPower(o), newBMC(o), newJoin(o),
 		newSecret(o), newSecureBoot(o), newToken(o), newStore(o), newVersion(o),
-		newServe(o), newImage(o), newLab(), newDoctor(o),
+		newServe(o), newImage(o), newLab(), newDoctor(o), newSupport(o),
 	)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
