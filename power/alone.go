@@ -11,13 +11,5 @@ func (v *Verified) Alone(ctx context.Context, f func(context.Context, Controller
 		return err
 	}
 	defer v.verb.put()
-	if err := v.call.get(ctx); err != nil {
-		return err
-	}
-	defer v.call.put()
-	err := f(ctx, v.c)
-	if err == nil {
-		v.trip, v.down = nil, outage{}
-	}
-	return err
+	return v.login.alone(ctx, func(ctx context.Context) error { return f(ctx, v.c) })
 }

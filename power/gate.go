@@ -143,6 +143,21 @@ func (l *Login) do(ctx context.Context, f func(context.Context) error) error {
 	return err
 }
 
+// alone runs f while no call is under way. What f shows to be well is forgotten
+// as after Reset.
+func (l *Login) alone(ctx context.Context, f func(context.Context) error) error {
+	if err := l.gate.call.get(ctx); err != nil {
+		return err
+	}
+	defer l.gate.call.put()
+	err := f(ctx)
+	if err == nil {
+		l.gate.down = outage{}
+		_ = l.gate.refused.forget(l.gate.device, l.user)
+	}
+	return err
+}
+
 // A lock is a mutex that gives up with a context.
 type lock chan struct{}
 
