@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"strings"
@@ -37,9 +38,17 @@ type Config struct {
 	// section 2.4). When empty the key of the first connection is trusted,
 	// and Controller.Pin tells it.
 	Pin string
+	// Sessions is a folder with one small file for each Redfish BMC: the
+	// sessions that must not outlive this process, and the key that was trusted
+	// first. It holds no password and no token. With it a session is deleted
+	// also after a crash, by the next call to that BMC or by Sweep, and calls to
+	// one BMC wait for each other, across controllers and processes. Without it
+	// a crash leaves a session behind until the BMC ends it.
+	Sessions string
 }
 
-// Controller is a power.Controller, power.SoftOffer and power.Meter.
+// Controller is a power.Controller with every ability of package power; those
+// that its protocol or its BMC does not have return power.ErrUnsupported.
 type Controller struct {
 	driver
 	name string
@@ -86,6 +95,98 @@ func (c *Controller) Pin() string {
 		return r.pinned()
 	}
 	return ""
+}
+
+// Sweep deletes the sessions that a process which was killed has left at the
+// BMC. Without such sessions it does not talk to the BMC. The next call of any
+// other method does the same first.
+func (c *Controller) Sweep(ctx context.Context) error {
+	s, ok := c.driver.(interface{ Sweep(context.Context) error })
+	if !ok {
+		return nil // IPMI: a session ends with the process that keeps it
+	}
+	if err := s.Sweep(ctx); err != nil {
+		return fmt.Errorf("sessions left at %s: %w", c, err)
+	}
+	return nil
+}
+
+func unsupported(what string) error { return fmt.Errorf("%s: %w", what, power.ErrUnsupported) }
+
+// Identify lights what a person looks for at the rack.
+func (c *Controller) Identify(ctx context.Context, on bool) error {
+	if i, ok := c.driver.(power.Identifier); ok {
+		return i.Identify(ctx, on)
+	}
+	return unsupported("locate light")
+}
+
+// Light names it.
+func (c *Controller) Light() string {
+	if i, ok := c.driver.(power.Identifier); ok {
+		return i.Light()
+	}
+	return "no light"
+}
+
+// EventLog reads the log of the BMC.
+func (c *Controller) EventLog(ctx context.Context) ([]power.LogEntry, error) {
+	if l, ok := c.driver.(power.Logger); ok {
+		return l.EventLog(ctx)
+	}
+	return nil, unsupported("event log")
+}
+
+// Console opens the serial port of the machine.
+func (c *Controller) Console(ctx context.Context) (io.ReadWriteCloser, error) {
+	if o, ok := c.driver.(power.Consoler); ok {
+		return o.Console(ctx)
+	}
+	return nil, unsupported("serial console")
+}
+
+// Screen is a picture of the machine's screen.
+func (c *Controller) Screen(ctx context.Context) (power.Picture, error) {
+	if s, ok := c.driver.(power.Screener); ok {
+		return s.Screen(ctx)
+	}
+	return power.Picture{}, unsupported("screen")
+}
+
+// Audit looks at the BMC itself.
+func (c *Controller) Audit(ctx context.Context) (power.Audit, error) {
+	if k, ok := c.driver.(power.Keeper); ok {
+		return k.Audit(ctx)
+	}
+	return power.Audit{}, unsupported("audit")
+}
+
+// SetPassword changes the password of the account it logs in with.
+func (c *Controller) SetPassword(ctx context.Context, password string) error {
+	if k, ok := c.driver.(power.Keeper); ok {
+		return k.SetPassword(ctx, password)
+	}
+	return unsupported("set the password")
+}
+
+// SetRestorePolicy chooses what the machine does when power comes back.
+func (c *Controller) SetRestorePolicy(ctx context.Context, p power.RestorePolicy) error {
+	if k, ok := c.driver.(power.Keeper); ok {
+		return k.SetRestorePolicy(ctx, p)
+	}
+	return unsupported("set the restore policy")
+}
+
+// SetBootOrder puts d first in the machine's own boot order, keeps the rest in
+// its order, and returns the order that the BMC reads back. Some firmware takes
+// it over at the next start only.
+func (c *Controller) SetBootOrder(ctx context.Context, first power.Device) ([]string, error) {
+	if o, ok := c.driver.(interface {
+		SetBootOrder(context.Context, power.Device) ([]string, error)
+	}); ok {
+		return o.SetBootOrder(ctx, first)
+	}
+	return nil, unsupported("set the boot order")
 }
 
 // hostPort splits HOST[:PORT], IPv6 with or without brackets.
