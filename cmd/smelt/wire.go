@@ -135,7 +135,7 @@ func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.Node
 	}
 	out := map[inventory.NodeID]*power.Verified{}
 	for _, n := range site.Nodes {
-		c, err := controller(n, units, secrets)
+		c, err := controller(n, units, secrets, filepath.Join(site.State, "bmc"))
 		if err != nil {
 			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
 		}
@@ -146,7 +146,9 @@ func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.Node
 	return out, nil
 }
 
-func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets) (power.Controller, error) {
+// controller makes one; what BMCs must be freed of after a crash is remembered
+// in sessions.
+func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets, sessions string) (power.Controller, error) {
 	p := n.Power
 	switch p.Driver {
 	case "", "manual":
@@ -154,7 +156,7 @@ func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secre
 	case "ipmi", "redfish":
 		d, _ := device(n, secrets)
 		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
-			Password: d.Password})
+			Password: d.Password, Sessions: sessions})
 	case "pdu":
 		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
 		for _, o := range p.Outlets {

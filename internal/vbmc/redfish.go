@@ -1,12 +1,10 @@
 package vbmc
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -29,39 +27,123 @@ type RedfishConfig struct {
 	Listener net.Listener // plain TCP where the BMC listens; closed by Close
 	User     string       // "admin" when empty
 	Password string
-	System   string // id of the one system; "1" when empty
+	System   string // id of the system; "1" when empty
+
+	// Others are further systems of the same BMC, as an HGX baseboard has.
+	Others []RedfishSystem
+	// Accounts are further accounts, which nobody can log in with.
+	Accounts []RedfishAccount
+	// Vendor is what the service root says; "Smelt (simulated)" when empty. One
+	// that begins with "Dell" takes pictures of the screen.
+	Vendor string
+	// Modern has EnvironmentMetrics, PowerSubsystem and ThermalSubsystem and
+	// lacks their predecessors, Power and Thermal.
+	Modern bool
+	// Clock is how far the BMC's clock is off.
+	Clock time.Duration
+	// Key is the key and certificate; a new one when nil. Two thousand BMCs in
+	// one process share one.
+	Key *RedfishKey
 }
 
-// Redfish is a BMC in front of a Power: sessions and basic authentication, one
-// system with reset actions and boot override, and one chassis with the
-// readings of a simulated machine (DSP0266, DSP2046). It can be told to lie.
+// RedfishSystem is a machine behind a BMC.
+type RedfishSystem struct {
+	ID    string
+	Power Power
+}
+
+// RedfishAccount is an account of a BMC.
+type RedfishAccount struct {
+	Name    string
+	Role    string // "Administrator" when empty
+	Enabled bool
+	Expired bool // PasswordChangeRequired
+}
+
+// RedfishKey is the key of a BMC with its self-signed certificate.
+type RedfishKey struct {
+	cert tls.Certificate
+	pin  string
+}
+
+// Redfish is a BMC in front of a Power: sessions and basic authentication,
+// systems with reset actions, boot override, LED and restore policy, a chassis
+// with readings, a manager with its protocols, logs, accounts and a firmware
+// inventory (DSP0266, DSP2046). All of it is simulated, and said to be so where
+// a text can say it. It can be told to lie.
 type Redfish struct {
-	power Power
-	cfg   RedfishConfig
-	pin   string
-	http  *http.Server
-	wait  sync.WaitGroup
-	done  chan struct{} // closed by Close
+	cfg     RedfishConfig
+	systems []*redfishSystem
+	http    *http.Server // nil when somebody else serves it
+	wait    sync.WaitGroup
+	done    chan struct{} // closed by Close
 
 	mu       sync.Mutex
+	key      *RedfishKey
+	second   *RedfishKey // of NewKey
+	shakes   int         // handshakes since the faults were set
 	faults   RedfishFaults
 	stats    RedfishStats
-	sessions map[string]string // token -> id
+	failed   int // logins in a row
+	resets   int // since the faults were set
+	accounts []redfishAccount
+	sessions map[string]redfishSession // by token
 	next     int
+	watts    float64 // of a machine that runs
+	ipmi     bool    // IPMI over LAN
+	log      []map[string]any
+}
+
+// redfishSystem is what the BMC knows of one machine. It is guarded by the
+// mutex of its BMC.
+type redfishSystem struct {
+	id       string
+	power    Power
 	override string // BootSourceOverrideTarget
 	enabled  string // BootSourceOverrideEnabled
+	mode     string // BootSourceOverrideMode
+	order    []string
+	restore  string
+	lit      bool
+	moving   string // PoweringOn, PoweringOff
+	timer    *time.Timer
+	reads    int
+	etag     int
 }
 
 // RedfishFaults are the lies of a BMC. The zero value is an honest one.
 type RedfishFaults struct {
-	Ignore     bool          // resets answer 204 and do nothing
-	Status     int           // every request behind the login answers this, logging out excepted
-	ResetFails int           // resets do what they are told and answer this
+	Hang       bool          // requests are taken and never answered
+	SlowTLS    time.Duration // before each handshake goes on
 	Slow       time.Duration // before every answer
-	Reject     []string      // reset types that are not allowed
+	Status     int           // every request behind the login answers this, logging out excepted
+	Truncate   bool          // answers to GET end in the middle
+	Huge       bool          // answers to GET have some two megabytes
+	Redirect   string        // every request is sent there
+	NewKey     bool          // from the second connection on it has another key; each answer ends its connection
+	NeedETag   bool          // a PATCH without If-Match answers 428
+	Ignore     bool          // resets answer 204 and do nothing
+	ResetFails int           // resets do what they are told and answer this
+	Conflict   int           // so many resets answer 409 and do nothing
+	Reject     []string      // reset types that are not offered and not allowed
+	Refuse     []string      // reset types that are offered and answer 400
+	Crossed    bool          // the reset action of a system is that of the next one
+	Lag        time.Duration // resets answer at once; it is PoweringOff so long, and only then done
 	State      string        // PowerState, whatever the machine does
-	Sessions   int           // how many sessions there may be; 0 is any number, below 0 none
-	BootIgnore bool          // a boot override answers 200 and changes nothing
+	Toggle     bool          // PowerState is another one at each read
+
+	BootIgnore bool // a boot override answers 200 and changes nothing
+	BootForget bool // it is read back, and forgotten when the machine starts
+	BootAlways bool // Once is kept for ever
+	WantMode   bool // it answers 400 without BootSourceOverrideMode
+	NoMode     bool // it answers 400 with BootSourceOverrideMode
+	LoseMode   bool // without BootSourceOverrideMode the mode becomes Legacy
+
+	Sessions    int  // how many sessions there may be; 0 is any number, below 0 none
+	Lock        int  // so many failed logins in a row lock every user out for good
+	LoginLost   bool // a login makes its session and is never answered
+	LogoutFails bool // a session cannot be deleted, 500
+	Bare        bool // a session tells neither its time nor where it came from
 }
 
 // RedfishStats counts what reached the BMC.
@@ -70,28 +152,18 @@ type RedfishStats struct {
 	FailedLogins int
 	OpenSessions int
 	Requests     int
+	Locked       bool     // nobody gets in any more
 	Resets       []string // reset types in order, rejected ones too
 }
 
-// StartRedfish starts the BMC with a new self-signed certificate.
+// StartRedfish starts the BMC on its Listener.
 func StartRedfish(c RedfishConfig, p Power) (*Redfish, error) {
-	if c.User == "" {
-		c.User = "admin"
-	}
-	if c.System == "" {
-		c.System = "1"
-	}
-	cert, pin, err := selfSigned()
+	r, err := NewRedfish(c, p)
 	if err != nil {
-		return nil, fmt.Errorf("virtual Redfish BMC: certificate: %w", err)
+		return nil, err
 	}
-	r := &Redfish{power: p, cfg: c, pin: pin, done: make(chan struct{}), sessions: map[string]string{}, override: "None", enabled: "Disabled"}
-	r.http = &http.Server{
-		Handler:           r,
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          log.New(io.Discard, "", 0), // clients that refuse the certificate are no news
-	}
-	l := tls.NewListener(c.Listener, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12})
+	r.http = redfishServer(r)
+	l := tls.NewListener(c.Listener, &tls.Config{GetCertificate: r.certificate, MinVersion: tls.VersionTLS12, SessionTicketsDisabled: true})
 	r.wait.Add(1)
 	go func() {
 		defer r.wait.Done()
@@ -100,10 +172,49 @@ func StartRedfish(c RedfishConfig, p Power) (*Redfish, error) {
 	return r, nil
 }
 
-func selfSigned() (tls.Certificate, string, error) {
+func redfishServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          log.New(io.Discard, "", 0), // clients that refuse the certificate are no news
+	}
+}
+
+// NewRedfish makes a BMC that is an http.Handler and listens nowhere by itself.
+func NewRedfish(c RedfishConfig, p Power) (*Redfish, error) {
+	if c.User == "" {
+		c.User = "admin"
+	}
+	if c.System == "" {
+		c.System = "1"
+	}
+	if c.Vendor == "" {
+		c.Vendor = "Smelt (simulated)"
+	}
+	if c.Key == nil {
+		var err error
+		if c.Key, err = NewRedfishKey(); err != nil {
+			return nil, fmt.Errorf("virtual Redfish BMC: %w", err)
+		}
+	}
+	r := &Redfish{cfg: c, key: c.Key, done: make(chan struct{}), watts: 120, ipmi: true}
+	for _, s := range append([]RedfishSystem{{c.System, p}}, c.Others...) {
+		r.systems = append(r.systems, &redfishSystem{
+			id: s.ID, power: s.Power, override: "None", enabled: "Disabled", mode: "UEFI", restore: "LastState", order: []string{"Boot0001", "Boot0002"},
+		})
+	}
+	r.accounts = []redfishAccount{{RedfishAccount: RedfishAccount{Name: c.User, Role: "Administrator", Enabled: true}, password: c.Password, login: true}}
+	for _, a := range c.Accounts {
+		r.accounts = append(r.accounts, redfishAccount{RedfishAccount: a})
+	}
+	return r, nil
+}
+
+// NewRedfishKey makes a key with a certificate as BMCs have it.
+func NewRedfishKey() (*RedfishKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return tls.Certificate{}, "", err
+		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	t := x509.Certificate{
 		SerialNumber: big.NewInt(1),
@@ -113,14 +224,44 @@ func selfSigned() (tls.Certificate, string, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &t, &t, &key.PublicKey, key)
 	if err != nil {
-		return tls.Certificate{}, "", err
+		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return tls.Certificate{}, "", err
+		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, base64.StdEncoding.EncodeToString(sum[:]), nil
+	return &RedfishKey{cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pin: base64.StdEncoding.EncodeToString(sum[:])}, nil
+}
+
+// Pin is the SHA-256 of the public key, base64 (RFC 7469 section 2.4).
+func (k *RedfishKey) Pin() string { return k.pin }
+
+// certificate is what a handshake gets.
+func (r *Redfish) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	r.mu.Lock()
+	f, key := r.faults, r.key
+	if r.shakes++; f.NewKey && r.shakes > 1 {
+		key = r.second
+	}
+	r.mu.Unlock()
+	if f.SlowTLS > 0 && !r.sleep(hello.Context().Done(), f.SlowTLS) {
+		return nil, net.ErrClosed
+	}
+	return &key.cert, nil
+}
+
+// sleep waits for d and tells whether that was not cut short.
+func (r *Redfish) sleep(gone <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-gone:
+	case <-r.done:
+	}
+	return false
 }
 
 // Addr is where the BMC listens.
@@ -128,15 +269,50 @@ func (r *Redfish) Addr() net.Addr { return r.cfg.Listener.Addr() }
 
 func (r *Redfish) String() string { return "virtual Redfish BMC " + r.Addr().String() }
 
-// Pin is the SHA-256 of the public key in its certificate, base64 (RFC 7469
-// section 2.4).
-func (r *Redfish) Pin() string { return r.pin }
+// Pin is that of its key.
+func (r *Redfish) Pin() string { return r.key.pin }
 
-// SetFaults replaces the lies.
+// SetFaults replaces the lies, and begins to count anew for those that count.
 func (r *Redfish) SetFaults(f RedfishFaults) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.faults = f
+	r.faults, r.shakes, r.resets = f, 0, 0
+	if f.NewKey && r.second == nil {
+		var err error
+		if r.second, err = NewRedfishKey(); err != nil {
+			panic("vbmc: " + err.Error()) // the first key came from the same source
+		}
+	}
+}
+
+// SetWatts is what a machine that runs draws; NaN for a meter without a
+// reading.
+func (r *Redfish) SetWatts(w float64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.watts = w
+}
+
+// Lit tells whether the LED of the first system shines.
+func (r *Redfish) Lit() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.systems[0].lit
+}
+
+// Restore is the restore policy of the first system.
+func (r *Redfish) Restore() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.systems[0].restore
+}
+
+// Expire makes the account that is logged in with change its password before
+// it may do anything else.
+func (r *Redfish) Expire() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.accounts[0].Expired = true
 }
 
 // Stats tells what happened so far.
@@ -146,13 +322,24 @@ func (r *Redfish) Stats() RedfishStats {
 	s := r.stats
 	s.OpenSessions = len(r.sessions)
 	s.Resets = slices.Clone(s.Resets)
+	s.Locked = r.faults.Lock > 0 && r.failed >= r.faults.Lock
 	return s
 }
 
-// Close stops the BMC. The machine stays as it is.
+// Close stops the BMC. The machines stay as they are.
 func (r *Redfish) Close() error {
 	close(r.done)
-	err := r.http.Close()
+	r.mu.Lock()
+	for _, s := range r.systems {
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+	}
+	r.mu.Unlock()
+	var err error
+	if r.http != nil {
+		err = r.http.Close()
+	}
 	r.wait.Wait()
 	return err
 }
@@ -165,259 +352,91 @@ func (r *Redfish) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	f := r.faults
 	r.stats.Requests++
 	r.mu.Unlock()
-	if f.Slow > 0 {
+	switch {
+	case f.Hang:
 		select {
-		case <-time.After(f.Slow):
 		case <-q.Context().Done():
-			return
 		case <-r.done:
+		}
+		return
+	case f.Slow > 0 && !r.sleep(q.Context().Done(), f.Slow):
+		return
+	case f.NewKey:
+		w.Header().Set("Connection", "close")
+	}
+	if f.Redirect != "" {
+		http.Redirect(w, q, f.Redirect+q.URL.Path, http.StatusPermanentRedirect)
+		return
+	}
+	if q.Method == http.MethodGet && (f.Truncate || f.Huge) {
+		spoilt := &spoiltWriter{ResponseWriter: w, cut: f.Truncate, pad: f.Huge}
+		defer spoilt.flush()
+		w = spoilt
+	}
+	path := strings.TrimSuffix(q.URL.Path, "/")
+	sessions := root + "/SessionService/Sessions"
+	who, ok := "", false
+	if path != root && !(path == sessions && q.Method == http.MethodPost) {
+		if who, ok = r.allowed(q); !ok {
+			refuse(w, http.StatusUnauthorized, "Base.1.8.NoValidSession", "there is no valid session established")
 			return
 		}
 	}
-	path := strings.TrimSuffix(q.URL.Path, "/")
 	switch {
 	case path == root && q.Method == http.MethodGet: // DSP0266 6.3: without authentication
-		reply(w, http.StatusOK, map[string]any{
-			"@odata.id": root, "@odata.type": "#ServiceRoot.v1_9_0.ServiceRoot", "Id": "RootService",
-			"Name": "Root Service", "RedfishVersion": "1.11.0", "Vendor": "Smelt (simulated)",
-			"Systems": id(root + "/Systems"), "Chassis": id(root + "/Chassis"),
-			"SessionService": id(root + "/SessionService"),
-			"Links":          map[string]any{"Sessions": id(root + "/SessionService/Sessions")},
-		})
-	case path == root+"/SessionService/Sessions" && q.Method == http.MethodPost:
+		reply(w, http.StatusOK, r.serviceRoot())
+	case path == sessions && q.Method == http.MethodPost:
 		r.login(w, q, f)
-	case !r.allowed(q):
-		refuse(w, http.StatusUnauthorized, "Base.1.8.NoValidSession", "there is no valid session established")
-	case strings.HasPrefix(path, root+"/SessionService/Sessions/") && q.Method == http.MethodDelete:
-		r.logout(w, path)
+	case strings.HasPrefix(path, sessions+"/") && q.Method == http.MethodDelete:
+		r.logout(w, path, f)
+	case r.expired(w, q, path, who):
 	case f.Status != 0:
 		refuse(w, f.Status, "Base.1.8.InternalError", "the service failed")
+	case f.NeedETag && q.Method == http.MethodPatch && q.Header.Get("If-Match") == "":
+		refuse(w, http.StatusPreconditionRequired, "Base.1.8.PreconditionRequired", "an If-Match header is required")
 	default:
 		r.serve(w, q, path, f)
 	}
 }
 
-func (r *Redfish) login(w http.ResponseWriter, q *http.Request, f RedfishFaults) {
-	var c struct{ UserName, Password string }
-	if err := json.NewDecoder(io.LimitReader(q.Body, 1<<16)).Decode(&c); err != nil {
-		refuse(w, http.StatusBadRequest, "Base.1.8.MalformedJSON", err.Error())
-		return
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.check(c.UserName, c.Password) {
-		refuse(w, http.StatusUnauthorized, "Base.1.8.ResourceAtUriUnauthorized", "invalid user name or password")
-		return
-	}
-	if f.Sessions != 0 && len(r.sessions) >= f.Sessions {
-		refuse(w, http.StatusServiceUnavailable, "Base.1.8.SessionLimitExceeded", "the session limit is reached")
-		return
-	}
-	r.next++
-	token, name := rand.Text(), fmt.Sprint(r.next)
-	r.sessions[token] = name
-	at := root + "/SessionService/Sessions/" + name
-	w.Header().Set("X-Auth-Token", token)
-	w.Header().Set("Location", at)
-	reply(w, http.StatusCreated, map[string]any{
-		"@odata.id": at, "@odata.type": "#Session.v1_3_0.Session", "Id": name, "Name": "Session", "UserName": c.UserName,
-	})
-}
-
-// check compares and counts a credential. r.mu is held.
-func (r *Redfish) check(user, password string) bool {
-	ok := subtle.ConstantTimeCompare([]byte(user), []byte(r.cfg.User)) &
-		subtle.ConstantTimeCompare([]byte(password), []byte(r.cfg.Password))
-	if ok == 1 {
-		r.stats.Logins++
-		return true
-	}
-	r.stats.FailedLogins++
-	return false
-}
-
-func (r *Redfish) allowed(q *http.Request) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if user, password, ok := q.BasicAuth(); ok {
-		return r.check(user, password)
-	}
-	_, ok := r.sessions[q.Header.Get("X-Auth-Token")]
-	return ok
-}
-
-func (r *Redfish) logout(w http.ResponseWriter, path string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for token, name := range r.sessions {
-		if strings.HasSuffix(path, "/"+name) {
-			delete(r.sessions, token)
-			w.WriteHeader(http.StatusNoContent)
-			return
-		}
-	}
-	refuse(w, http.StatusNotFound, "Base.1.8.ResourceMissingAtURI", "no such session")
-}
-
-var resetTypes = []string{"On", "ForceOff", "GracefulShutdown", "ForceRestart", "PowerCycle"}
-
-func (r *Redfish) serve(w http.ResponseWriter, q *http.Request, path string, f RedfishFaults) {
-	system, chassis := root+"/Systems/"+r.cfg.System, root+"/Chassis/1"
-	on, err := r.power.State(q.Context())
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, "Base.1.8.InternalError", err.Error())
-		return
-	}
-	state := map[bool]string{true: "On", false: "Off"}[on]
-	if f.State != "" {
-		state = f.State
-	}
-	switch q.Method + " " + path {
-	case "GET " + root + "/Systems":
-		reply(w, http.StatusOK, collection(root+"/Systems", "ComputerSystemCollection", system))
-	case "GET " + system:
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		reply(w, http.StatusOK, map[string]any{
-			"@odata.id": system, "@odata.type": "#ComputerSystem.v1_13_0.ComputerSystem", "Id": r.cfg.System,
-			"Name": "System", "PowerState": state, "Manufacturer": "Smelt (simulated)",
-			"Status": map[string]any{"State": "Enabled", "Health": "OK"},
-			"Boot": map[string]any{
-				"BootSourceOverrideTarget": r.override, "BootSourceOverrideEnabled": r.enabled, "BootSourceOverrideMode": "UEFI",
-				"BootSourceOverrideTarget@Redfish.AllowableValues": []string{"None", "Pxe", "Hdd"},
-			},
-			"Actions": map[string]any{"#ComputerSystem.Reset": map[string]any{
-				"target": system + "/Actions/ComputerSystem.Reset",
-				"ResetType@Redfish.AllowableValues": slices.DeleteFunc(slices.Clone(resetTypes),
-					func(t string) bool { return slices.Contains(f.Reject, t) }),
-			}},
-			"Links": map[string]any{"Chassis": []any{id(chassis)}},
-		})
-	case "PATCH " + system:
-		r.patch(w, q, f)
-	case "POST " + system + "/Actions/ComputerSystem.Reset":
-		r.reset(w, q, f)
-	case "GET " + root + "/Chassis":
-		reply(w, http.StatusOK, collection(root+"/Chassis", "ChassisCollection", chassis))
-	case "GET " + chassis:
-		reply(w, http.StatusOK, map[string]any{
-			"@odata.id": chassis, "@odata.type": "#Chassis.v1_14_0.Chassis", "Id": "1", "Name": "Chassis",
-			"ChassisType": "RackMount", "PowerState": state,
-			"Power": id(chassis + "/Power"), "Thermal": id(chassis + "/Thermal"),
-		})
-	case "GET " + chassis + "/Power":
-		watts := 0
-		if on {
-			watts = 120
-		}
-		reply(w, http.StatusOK, map[string]any{
-			"@odata.id": chassis + "/Power", "@odata.type": "#Power.v1_5_0.Power", "Id": "Power", "Name": "Power",
-			"PowerControl": []any{map[string]any{"MemberId": "0", "Name": "System (simulated)", "PowerConsumedWatts": watts}},
-		})
-	case "GET " + chassis + "/Thermal":
-		reply(w, http.StatusOK, map[string]any{
-			"@odata.id": chassis + "/Thermal", "@odata.type": "#Thermal.v1_6_0.Thermal", "Id": "Thermal", "Name": "Thermal",
-			"Temperatures": []any{map[string]any{"MemberId": "0", "Name": "Inlet (simulated)", "ReadingCelsius": 24}},
-		})
-	default:
-		refuse(w, http.StatusNotFound, "Base.1.8.ResourceMissingAtURI", q.Method+" "+path)
+func (r *Redfish) serviceRoot() map[string]any {
+	return map[string]any{
+		"@odata.id": root + "/", "@odata.type": "#ServiceRoot.v1_9_0.ServiceRoot", "Id": "RootService",
+		"Name": "Root Service", "RedfishVersion": "1.11.0", "Vendor": r.cfg.Vendor, "Product": "virtual BMC (simulated)",
+		"Systems": id(root + "/Systems"), "Chassis": id(root + "/Chassis"), "Managers": id(root + "/Managers"),
+		"AccountService": id(root + "/AccountService"), "UpdateService": id(root + "/UpdateService"),
+		"SessionService": id(root + "/SessionService"),
+		"Links":          map[string]any{"Sessions": id(root + "/SessionService/Sessions")},
 	}
 }
 
-func (r *Redfish) patch(w http.ResponseWriter, q *http.Request, f RedfishFaults) {
-	var c struct {
-		Boot struct{ BootSourceOverrideTarget, BootSourceOverrideEnabled string }
-	}
-	if err := json.NewDecoder(io.LimitReader(q.Body, 1<<16)).Decode(&c); err != nil {
-		refuse(w, http.StatusBadRequest, "Base.1.8.MalformedJSON", err.Error())
-		return
-	}
-	if f.BootIgnore {
-		reply(w, http.StatusOK, map[string]any{})
-		return
-	}
-	once := c.Boot.BootSourceOverrideEnabled != "Continuous"
-	boot, ok := map[string]Boot{"Pxe": BootNetwork, "Hdd": BootDisk}[c.Boot.BootSourceOverrideTarget]
-	if c.Boot.BootSourceOverrideEnabled == "Disabled" || c.Boot.BootSourceOverrideTarget == "None" {
-		boot, ok = 0, true
-	}
-	if !ok {
-		refuse(w, http.StatusBadRequest, "Base.1.8.PropertyValueNotInList", c.Boot.BootSourceOverrideTarget)
-		return
-	}
-	if boot != 0 || once {
-		if err := r.power.SetBoot(q.Context(), boot, once); err != nil {
-			refuse(w, http.StatusInternalServerError, "Base.1.8.InternalError", err.Error())
-			return
-		}
-	}
-	r.mu.Lock()
-	r.override, r.enabled = c.Boot.BootSourceOverrideTarget, c.Boot.BootSourceOverrideEnabled
-	r.mu.Unlock()
-	w.WriteHeader(http.StatusNoContent)
+// spoiltWriter holds an answer back to cut it or to make it huge.
+type spoiltWriter struct {
+	http.ResponseWriter
+	body     []byte
+	cut, pad bool
 }
 
-func (r *Redfish) reset(w http.ResponseWriter, q *http.Request, f RedfishFaults) {
-	var c struct{ ResetType string }
-	if err := json.NewDecoder(io.LimitReader(q.Body, 1<<16)).Decode(&c); err != nil {
-		refuse(w, http.StatusBadRequest, "Base.1.8.MalformedJSON", err.Error())
-		return
-	}
-	r.mu.Lock()
-	r.stats.Resets = append(r.stats.Resets, c.ResetType)
-	r.mu.Unlock()
-	if !slices.Contains(resetTypes, c.ResetType) || slices.Contains(f.Reject, c.ResetType) {
-		refuse(w, http.StatusBadRequest, "Base.1.8.ActionParameterValueNotInList", "ResetType "+c.ResetType)
-		return
-	}
-	if !f.Ignore {
-		if err := r.act(q.Context(), c.ResetType); err != nil {
-			refuse(w, http.StatusInternalServerError, "Base.1.8.InternalError", err.Error())
-			return
-		}
-	}
-	if f.ResetFails != 0 {
-		refuse(w, f.ResetFails, "Base.1.8.InternalError", "the service failed")
-		return
-	}
-	w.WriteHeader(http.StatusNoContent)
+func (s *spoiltWriter) Write(b []byte) (int, error) {
+	s.body = append(s.body, b...)
+	return len(b), nil
 }
 
-func (r *Redfish) act(ctx context.Context, resetType string) error {
-	switch resetType {
-	case "On":
-		r.spend()
-		return r.power.PowerOn(ctx)
-	case "ForceOff":
-		return r.power.PowerOff(ctx)
-	case "GracefulShutdown":
-		return r.power.Shutdown(ctx)
-	case "ForceRestart":
-		r.spend()
-		return r.power.Reset(ctx)
-	case "PowerCycle":
-		r.spend()
-		if err := r.power.PowerOff(ctx); err != nil {
-			return err
-		}
-		return r.power.PowerOn(ctx)
+func (s *spoiltWriter) flush() {
+	b := s.body
+	if s.cut {
+		b = b[:len(b)/2]
 	}
-	return fmt.Errorf("reset type %q is unknown", resetType)
-}
-
-// spend forgets a one-time boot override that the coming boot uses up.
-func (r *Redfish) spend() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.enabled == "Once" {
-		r.override, r.enabled = "None", "Disabled"
+	if s.pad {
+		b = append(b, strings.Repeat(" ", 2<<20)...)
 	}
+	_, _ = s.ResponseWriter.Write(b) // the client may have left
 }
 
 func id(path string) map[string]any { return map[string]any{"@odata.id": path} }
 
 func collection(path, typ string, members ...string) map[string]any {
-	var m []any
+	m := []any{}
 	for _, p := range members {
 		m = append(m, id(p))
 	}
@@ -434,9 +453,18 @@ func reply(w http.ResponseWriter, status int, v any) {
 }
 
 // refuse answers with an extended error (DSP0266 8.6).
-func refuse(w http.ResponseWriter, status int, message, text string) {
+func refuse(w http.ResponseWriter, status int, message, text string, args ...string) {
 	reply(w, status, map[string]any{"error": map[string]any{
 		"code": message, "message": text,
-		"@Message.ExtendedInfo": []any{map[string]any{"MessageId": message, "Message": text}},
+		"@Message.ExtendedInfo": []any{map[string]any{"MessageId": message, "Message": text, "MessageArgs": args}},
 	}})
+}
+
+// readBody decodes the body of a request, or refuses it.
+func readBody(w http.ResponseWriter, q *http.Request, v any) bool {
+	if err := json.NewDecoder(io.LimitReader(q.Body, 1<<16)).Decode(v); err != nil {
+		refuse(w, http.StatusBadRequest, "Base.1.8.MalformedJSON", err.Error())
+		return false
+	}
+	return true
 }

@@ -11,10 +11,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"net/http"
 	"net/url"
-	"path"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -24,12 +24,20 @@ import (
 )
 
 // redfish is a client for the few things Smelt asks of DSP0266 services.
+//
+// What is read is judged by what it says, never by where the BMC's vendor is
+// known to put it, with the exceptions that say so. Where a comment says
+// "unverified" no real BMC of that kind was seen.
 type redfish struct {
-	cfg  Config
-	base *url.URL
+	cfg     Config
+	base    *url.URL
+	journal journal
+	keys    string // file with the pin of the first connection; "" where there is none
 
-	mu  sync.Mutex
-	pin string
+	mu      sync.Mutex
+	pin     string
+	known   root
+	knownAt time.Time
 }
 
 func newRedfish(c Config) (*redfish, error) {
@@ -37,10 +45,34 @@ func newRedfish(c Config) (*redfish, error) {
 	if err != nil {
 		return nil, err
 	}
-	if sum, err := base64.StdEncoding.DecodeString(c.Pin); err != nil || c.Pin != "" && len(sum) != sha256.Size {
-		return nil, fmt.Errorf("pin %q: want the base64 of 32 bytes", c.Pin)
+	if err := checkPin(c.Pin); err != nil {
+		return nil, err
 	}
-	return &redfish{cfg: c, base: u, pin: c.Pin}, nil
+	r := &redfish{cfg: c, base: u, pin: c.Pin}
+	at := u.Host
+	if u.Port() == "" {
+		at += ":443"
+	}
+	r.journal = newJournal(c.Sessions, at)
+	if c.Sessions != "" && c.Pin == "" {
+		r.keys = filepath.Join(c.Sessions, fileName(at)+".pin")
+		b, err := os.ReadFile(r.keys)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("the key trusted first: %w", err)
+		}
+		r.pin = strings.TrimSpace(string(b))
+		if err := checkPin(r.pin); err != nil {
+			return nil, fmt.Errorf("the key trusted first, in %s: %w", r.keys, err)
+		}
+	}
+	return r, nil
+}
+
+func checkPin(pin string) error {
+	if sum, err := base64.StdEncoding.DecodeString(pin); err != nil || pin != "" && len(sum) != sha256.Size {
+		return fmt.Errorf("pin %q: want the base64 of 32 bytes", pin)
+	}
+	return nil
 }
 
 func (r *redfish) pinned() string {
@@ -57,12 +89,43 @@ func (r *redfish) verify(s tls.ConnectionState) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.pin == "" {
+		if err := r.keep(got); err != nil {
+			return fmt.Errorf("keep the key of the BMC: %w", err)
+		}
 		r.pin = got
 	}
 	if r.pin != got {
 		return pinError{want: r.pin, got: got}
 	}
 	return nil
+}
+
+// keep writes the first pin down, whole or not at all. Another controller of
+// the same BMC may have been first.
+func (r *redfish) keep(pin string) error {
+	if r.keys == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(r.keys), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(r.keys), "pin")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(pin + "\n")
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), r.keys); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	b, err := os.ReadFile(r.keys)
+	if first := strings.TrimSpace(string(b)); err == nil && first != pin {
+		return pinError{want: first, got: pin}
+	}
+	return err
 }
 
 type pinError struct{ want, got string }
@@ -74,7 +137,8 @@ func (e pinError) Error() string {
 // The limits of what is read from a BMC.
 const (
 	maxBody = 1 << 20
-	maxSaid = 200 // of an error message
+	maxLog  = 4 << 20 // of a page of a log
+	maxSaid = 200     // of an error message
 )
 
 const (
@@ -85,105 +149,106 @@ const (
 // A session is one login. It lives for one call.
 type session struct {
 	*redfish
+	root     root
 	http     *http.Client
 	password string
-	token    string // "": basic authentication
+	token    string // of the session
+	basic    bool   // no session: basic authentication
 	path     string // of the session, to delete it
+	granted  time.Time
+	ledger   *ledger
+	record   record // of this login
+	expired  string // account whose password must be changed first, "" for none
 }
 
-// with logs in, runs f and logs out.
-func (r *redfish) with(ctx context.Context, f func(*session) error) error {
-	password, err := r.cfg.Password(ctx)
-	if err != nil {
-		return fmt.Errorf("password of the BMC: %w", err)
-	}
-	// A transport for one call: BMCs drop idle connections without a word,
-	// and nothing stays open that somebody would have to close.
+// open prepares a connection. BMCs drop idle connections without a word, so
+// it is for one call, and nothing stays open that somebody would have to close.
+func (r *redfish) open(password string) (s *session, end func()) {
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{
 			InsecureSkipVerify: true, //nolint:gosec // verify holds the key against the pin
 			VerifyConnection:   r.verify,
 			MinVersion:         tls.VersionTLS12,
 		},
-		TLSHandshakeTimeout: 20 * time.Second,
+		TLSHandshakeTimeout:    20 * time.Second,
+		MaxConnsPerHost:        1, // BMCs have few
+		MaxResponseHeaderBytes: 64 << 10,
 	}
-	defer transport.CloseIdleConnections()
-	s := &session{redfish: r, password: password, http: &http.Client{
+	return &session{redfish: r, password: password, http: &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	}}, transport.CloseIdleConnections
+}
+
+// with logs in, deletes what killed processes left, runs f and logs out.
+func (r *redfish) with(ctx context.Context, f func(*session) error) error {
+	password, err := r.cfg.Password(ctx)
+	if err != nil {
+		return fmt.Errorf("password of the BMC: %w", err)
+	}
+	ledger, err := r.journal.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer ledger.unlock()
+	s, end := r.open(password)
+	defer end()
+	s.ledger = ledger
+	if err := s.discover(ctx); err != nil {
+		return err
+	}
 	if err := s.login(ctx); err != nil {
 		return fmt.Errorf("log in as %s: %w", r.cfg.User, err)
 	}
 	defer s.logout(ctx)
+	s.sweep(ctx)
 	return f(s)
 }
 
-func (s *session) login(ctx context.Context) error {
-	res, body, err := s.send(ctx, http.MethodPost, sessionsPath, nil,
-		map[string]string{"UserName": s.cfg.User, "Password": s.password})
+// Sweep does nothing but what comes before every call.
+func (r *redfish) Sweep(ctx context.Context) error {
+	l, err := r.journal.lock(ctx)
 	if err != nil {
 		return err
 	}
-	switch {
-	case res.StatusCode == http.StatusNotFound, res.StatusCode == http.StatusMethodNotAllowed, res.StatusCode == http.StatusNotImplemented:
-		return nil // no sessions: basic authentication for what follows
-	case res.StatusCode/100 == 2 && res.Header.Get("X-Auth-Token") != "":
-		s.token = res.Header.Get("X-Auth-Token")
-		s.path = sessionPath(res.Header.Get("Location"), body)
+	open := len(l.left(record{}))
+	l.unlock()
+	if open == 0 {
 		return nil
 	}
-	err = s.refusal(res, body)
-	if res.StatusCode/100 == 4 && res.StatusCode != http.StatusTooManyRequests && !strings.Contains(err.Error(), "SessionLimit") {
-		// iLO answers 400 to a wrong password. Whatever else it may mean, to
-		// ask again could lock the user out.
-		return auth(err)
-	}
-	return err
+	return r.with(ctx, func(s *session) error {
+		if left := s.ledger.left(s.record); len(left) > 0 {
+			return fmt.Errorf("%d may still be there; the next call looks again", len(left))
+		}
+		return nil
+	})
 }
 
-func auth(err error) error {
-	if errors.Is(err, power.ErrAuth) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", power.ErrAuth, err)
-}
-
-// sessionPath finds the path of a new session. Only its path is taken from a
-// Location, so that the token never goes to another host.
-func sessionPath(location string, body []byte) string {
-	var v struct {
-		ID string `json:"@odata.id"`
-	}
-	if u, err := url.Parse(location); err == nil && location != "" {
-		v.ID = u.Path
-	} else if err := json.Unmarshal(body, &v); err != nil {
+// inService is the path of ref within the service, with its query, or "". Only
+// the path is taken from what a BMC says, so that a token never goes to another
+// host.
+func inService(ref string) string {
+	u, err := url.Parse(ref)
+	if err != nil || !strings.HasPrefix(u.Path, "/redfish/") || slices.Contains(strings.Split(u.Path, "/"), "..") {
 		return ""
 	}
-	if p := path.Clean(v.ID); strings.HasPrefix(p, "/redfish/") {
-		return p
+	at := u.EscapedPath()
+	if u.RawQuery != "" {
+		at += "?" + u.RawQuery
 	}
-	return ""
+	return at
 }
 
-// logout deletes the session, also after ctx has ended: BMCs have as few as
-// eight, and keep a forgotten one for half an hour.
-func (s *session) logout(ctx context.Context) {
-	if s.path == "" {
-		return
-	}
-	limit := 5 * time.Second
-	if ctx.Err() != nil {
-		limit = time.Second
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	defer cancel()
-	// What the verb found matters more than an error here.
-	_, _, _ = s.send(ctx, http.MethodDelete, s.path, nil, nil)
+// send makes one request to ref, a path within the service.
+func (s *session) send(ctx context.Context, method, ref string, header http.Header, in any) (*http.Response, []byte, error) {
+	return s.sendLimited(ctx, method, ref, header, in, maxBody)
 }
 
-// send makes one request.
-func (s *session) send(ctx context.Context, method, path string, header http.Header, in any) (*http.Response, []byte, error) {
+func (s *session) sendLimited(ctx context.Context, method, ref string, header http.Header, in any, limit int64) (*http.Response, []byte, error) {
+	at := inService(ref)
+	if at == "" {
+		return nil, nil, fmt.Errorf("%s %.100q: no resource of a Redfish service", method, ref)
+	}
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -192,7 +257,7 @@ func (s *session) send(ctx context.Context, method, path string, header http.Hea
 		}
 		body = bytes.NewReader(b)
 	}
-	q, err := http.NewRequestWithContext(ctx, method, s.base.JoinPath(path).String(), body)
+	q, err := http.NewRequestWithContext(ctx, method, s.base.String()+at, body)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -205,7 +270,7 @@ func (s *session) send(ctx context.Context, method, path string, header http.Hea
 	switch {
 	case s.token != "":
 		q.Header.Set("X-Auth-Token", s.token)
-	case path != sessionsPath:
+	case s.basic:
 		q.SetBasicAuth(s.cfg.User, s.password)
 	}
 	res, err := s.http.Do(q)
@@ -213,294 +278,175 @@ func (s *session) send(ctx context.Context, method, path string, header http.Hea
 		if u := (*url.Error)(nil); errors.As(err, &u) {
 			err = u.Err
 		}
-		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
+		return nil, nil, fmt.Errorf("%s %s: %w", method, ref, err)
 	}
 	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxBody+1))
+	b, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s %s: %w", method, path, err)
+		return nil, nil, fmt.Errorf("%s %s: %w", method, ref, err)
 	}
-	if len(b) > maxBody {
-		return nil, nil, fmt.Errorf("%s %s: the answer is larger than %d bytes", method, path, maxBody)
+	if int64(len(b)) > limit {
+		return nil, nil, fmt.Errorf("%s %s: the answer is larger than %d bytes", method, ref, limit)
 	}
 	return res, b, nil
 }
 
 // refusal words an answer that is no success.
 func (s *session) refusal(res *http.Response, body []byte) error {
-	said := extended(body)
+	m := extended(body)
+	said := m.String()
 	if s.password != "" {
 		said = strings.ReplaceAll(said, s.password, "(password)")
 	}
-	err := fmt.Errorf("%s %s: %s: %s", res.Request.Method, res.Request.URL.Path, res.Status, said)
-	if res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden {
+	err := error(answerError{
+		status: res.StatusCode,
+		text:   strings.TrimSuffix(fmt.Sprintf("%s %s: %s: %s", res.Request.Method, res.Request.URL.Path, res.Status, said), ": "),
+	})
+	switch {
+	case strings.HasSuffix(m.id, ".PasswordChangeRequired"):
+		return auth(fmt.Errorf("the BMC lets nobody do anything before its password is changed (smelt: adopt it): %w", err))
+	case res.StatusCode == http.StatusUnauthorized && s.token != "":
+		// The login was granted a moment ago: the session is gone, the
+		// credential is not wrong.
+		return fmt.Errorf("the BMC ended our session: %w", err)
+	case res.StatusCode == http.StatusUnauthorized, res.StatusCode == http.StatusForbidden:
 		return auth(err)
+	case res.StatusCode/100 == 3:
+		return fmt.Errorf("redirects are not followed, they could take a credential elsewhere: %w", err)
 	}
 	return err
 }
 
-// extended is the first message of an error response (DSP0266, error
-// responses), or the beginning of whatever came.
-func extended(body []byte) string {
-	var v struct {
-		Error struct {
-			Code, Message string
-			Info          []struct{ MessageID, Message string } `json:"@Message.ExtendedInfo"`
-		}
-	}
-	said := ""
-	if json.Unmarshal(body, &v) == nil {
-		said = strings.TrimSpace(v.Error.Code + " " + v.Error.Message)
-		if len(v.Error.Info) > 0 {
-			said = strings.TrimSpace(v.Error.Info[0].MessageID + " " + v.Error.Info[0].Message)
-		}
-	}
-	if said == "" {
-		said = strings.Join(strings.Fields(string(body)), " ")
-	}
+// An answerError is an answer of the BMC that is no success.
+type answerError struct {
+	status int
+	text   string
+}
+
+func (e answerError) Error() string { return e.text }
+
+// answered tells whether err is an answer with one of the statuses.
+func answered(err error, status ...int) bool {
+	var a answerError
+	return errors.As(err, &a) && slices.Contains(status, a.status)
+}
+
+// A message is the first one of an answer (DSP0266, error responses).
+type message struct {
+	id, text string
+	args     []string
+}
+
+func (m message) String() string {
+	said := strings.TrimSpace(m.id + " " + m.text)
 	if len(said) > maxSaid {
 		said = said[:maxSaid] + "…"
 	}
 	return strings.ToValidUTF8(said, "?")
 }
 
-// get reads path into out.
-func (s *session) get(ctx context.Context, path string, out any) (http.Header, error) {
-	res, body, err := s.send(ctx, http.MethodGet, path, nil, nil)
+// extended finds the first message in an error response, or in a success with
+// something to say; else it is the beginning of whatever came.
+func extended(body []byte) message {
+	type info struct {
+		ID   string `json:"MessageId"`
+		Text string `json:"Message"`
+		Args []any  `json:"MessageArgs"`
+	}
+	var v struct {
+		Error struct {
+			Code, Message string
+			Info          []info `json:"@Message.ExtendedInfo"`
+		}
+		Info []info `json:"@Message.ExtendedInfo"`
+	}
+	_ = json.Unmarshal(body, &v) // what does not fit stays empty
+	m := message{id: v.Error.Code, text: v.Error.Message}
+	if all := append(v.Error.Info, v.Info...); len(all) > 0 {
+		m = message{id: all[0].ID, text: all[0].Text}
+		for _, a := range all[0].Args {
+			if s, ok := a.(string); ok {
+				m.args = append(m.args, s)
+			}
+		}
+	}
+	if m.id == "" && m.text == "" {
+		m.text = strings.Join(strings.Fields(string(body[:min(len(body), 4*maxSaid)])), " ")
+	}
+	return m
+}
+
+// decode reads a resource. A property of a type that nobody expects is left
+// empty: one odd sensor must not hide a machine.
+func decode(ref string, body []byte, out any) error {
+	err := json.Unmarshal(body, out)
+	var odd *json.UnmarshalTypeError
+	if err != nil && !(errors.As(err, &odd) && odd.Field != "") {
+		return fmt.Errorf("GET %s: the answer is no JSON that fits: %w", ref, err)
+	}
+	return nil
+}
+
+// get reads a resource into out.
+func (s *session) get(ctx context.Context, ref string, out any) (http.Header, error) {
+	return s.getLimited(ctx, ref, out, maxBody)
+}
+
+func (s *session) getLimited(ctx context.Context, ref string, out any, limit int64) (http.Header, error) {
+	res, body, err := s.sendLimited(ctx, http.MethodGet, ref, nil, nil, limit)
 	if err != nil {
 		return nil, err
 	}
 	if res.StatusCode != http.StatusOK {
 		return nil, s.refusal(res, body)
 	}
-	if err := json.Unmarshal(body, out); err != nil {
-		return nil, fmt.Errorf("GET %s: the answer is no JSON that fits: %w", path, err)
+	return res.Header, decode(ref, body, out)
+}
+
+// patch changes a resource. Some BMCs insist on the ETag of what they gave
+// (Lenovo XCC answers 428 without), some give one and refuse it
+// (ansible-collections/community.general#3268, #6434), so that is tried only
+// when they ask for it; setting the same value again changes nothing.
+func (s *session) patch(ctx context.Context, ref string, etags []string, in any) error {
+	var last error
+	for _, tag := range slices.Concat([]string{""}, etags, []string{"*"}) {
+		header := http.Header{}
+		if tag != "" {
+			header.Set("If-Match", tag)
+		}
+		res, body, err := s.send(ctx, http.MethodPatch, ref, header, in)
+		if err != nil {
+			return err
+		}
+		if res.StatusCode/100 == 2 {
+			return nil
+		}
+		last = s.refusal(res, body)
+		if !answered(last, http.StatusPreconditionFailed, http.StatusPreconditionRequired) {
+			return last
+		}
 	}
-	return res.Header, nil
+	return last
+}
+
+// etags are the tags that a resource came with, in its header and its body.
+func etags(h http.Header, body string) []string {
+	var out []string
+	for _, tag := range []string{h.Get("ETag"), body} {
+		if tag != "" && !slices.Contains(out, tag) {
+			out = append(out, tag)
+		}
+	}
+	return out
 }
 
 type link struct {
 	ID string `json:"@odata.id"`
 }
 
-// A system is what is read of a ComputerSystem (DSP2046).
-type system struct {
-	link
-	PowerState string
-	Boot       struct {
-		Target  string   `json:"BootSourceOverrideTarget"`
-		Enabled string   `json:"BootSourceOverrideEnabled"`
-		Mode    string   `json:"BootSourceOverrideMode"`
-		Targets []string `json:"BootSourceOverrideTarget@Redfish.AllowableValues"`
-	}
-	Actions struct {
-		Reset struct {
-			Target string   `json:"target"`
-			Types  []string `json:"ResetType@Redfish.AllowableValues"`
-		} `json:"#ComputerSystem.Reset"`
-	}
-	Links struct{ Chassis []link }
-	etag  string
-}
-
-// state maps PowerState; PoweringOn, PoweringOff, Paused and what firmware
-// invents are neither on nor off.
-func (s system) state() power.State {
-	switch s.PowerState {
-	case "On":
-		return power.On
-	case "Off":
-		return power.Off
-	}
-	return power.Unknown
-}
-
-// system finds the one that is meant. A BMC with several (HGX baseboards have
-// two) is not guessed at.
-func (s *session) system(ctx context.Context) (system, error) {
-	var sys system
-	at := systemsPath + "/" + url.PathEscape(s.cfg.SystemID)
-	if s.cfg.SystemID == "" {
-		var all struct{ Members []link }
-		if _, err := s.get(ctx, systemsPath, &all); err != nil {
-			return sys, err
-		}
-		if len(all.Members) != 1 {
-			var ids []string
-			for _, m := range all.Members {
-				ids = append(ids, path.Base(m.ID))
-			}
-			return sys, fmt.Errorf("the BMC has %d systems %q: say which one", len(ids), ids)
-		}
-		at = all.Members[0].ID
-	}
-	h, err := s.get(ctx, at, &sys)
-	if err != nil {
-		return sys, err
-	}
-	sys.ID, sys.etag = at, h.Get("ETag")
-	return sys, nil
-}
-
-func (r *redfish) State(ctx context.Context) (power.State, error) {
-	state := power.Unknown
-	err := r.with(ctx, func(s *session) error {
-		sys, err := s.system(ctx)
-		if err == nil {
-			state = sys.state()
-		}
+func auth(err error) error {
+	if errors.Is(err, power.ErrAuth) {
 		return err
-	})
-	return state, err
-}
-
-func (r *redfish) Set(ctx context.Context, want power.State) error {
-	switch want {
-	case power.On:
-		return r.reset(ctx, "On", "ForceOn")
-	case power.Off:
-		return r.reset(ctx, "ForceOff")
 	}
-	return fmt.Errorf("set %s: %w", want, power.ErrUnsupported)
-}
-
-func (r *redfish) SoftOff(ctx context.Context) error { return r.reset(ctx, "GracefulShutdown") }
-
-// reset posts the first of types that the BMC offers, or the first where it
-// does not say.
-func (r *redfish) reset(ctx context.Context, types ...string) error {
-	return r.with(ctx, func(s *session) error {
-		sys, err := s.system(ctx)
-		if err != nil {
-			return err
-		}
-		typ := types[0]
-		if offered := sys.Actions.Reset.Types; len(offered) > 0 {
-			i := slices.IndexFunc(types, func(t string) bool { return slices.Contains(offered, t) })
-			if i < 0 {
-				return fmt.Errorf("reset %q: the BMC offers %q: %w", types, offered, power.ErrUnsupported)
-			}
-			typ = types[i]
-		}
-		target := sys.Actions.Reset.Target
-		if !strings.HasPrefix(target, "/") {
-			target = sys.ID + "/Actions/ComputerSystem.Reset"
-		}
-		res, body, err := s.send(ctx, http.MethodPost, target, nil, map[string]string{"ResetType": typ})
-		if err != nil {
-			return err
-		}
-		if res.StatusCode/100 != 2 {
-			return s.refusal(res, body)
-		}
-		return nil
-	})
-}
-
-func (r *redfish) BootOnce(ctx context.Context, d power.Device) error {
-	target, ok := map[power.Device]string{power.Network: "Pxe", power.Disk: "Hdd"}[d]
-	if !ok {
-		return fmt.Errorf("boot once from %s: %w", d, power.ErrUnsupported)
-	}
-	return r.with(ctx, func(s *session) error {
-		sys, err := s.system(ctx)
-		if err != nil {
-			return err
-		}
-		if offered := sys.Boot.Targets; len(offered) > 0 && !slices.Contains(offered, target) {
-			return fmt.Errorf("boot once from %s: the BMC offers %q: %w", d, offered, power.ErrUnsupported)
-		}
-		if err := s.override(ctx, sys, target); err != nil {
-			return fmt.Errorf("boot once from %s: %w", d, err)
-		}
-		back, err := s.system(ctx)
-		if err != nil {
-			return fmt.Errorf("boot once from %s: read back: %w", d, err)
-		}
-		// A simulator reads "Once" back as "Continuous" (sushy-tools); both
-		// boot from the target next.
-		if back.Boot.Target != target || back.Boot.Enabled != "Once" && back.Boot.Enabled != "Continuous" {
-			return fmt.Errorf("boot once from %s: the BMC accepted it, but reads back %q %q", d, back.Boot.Target, back.Boot.Enabled)
-		}
-		return nil
-	})
-}
-
-// override patches the boot override. Some BMCs insist on If-Match, some on a
-// boot mode beside the target (ironcore-dev/metal-operator#982); setting the
-// same value again changes nothing.
-func (s *session) override(ctx context.Context, sys system, target string) error {
-	boot := map[string]string{"BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": target}
-	header := http.Header{}
-	for try := 0; ; try++ {
-		res, body, err := s.send(ctx, http.MethodPatch, sys.ID, header, map[string]any{"Boot": boot})
-		if err != nil {
-			return err
-		}
-		switch code := res.StatusCode; {
-		case code/100 == 2:
-			return nil
-		case (code == http.StatusPreconditionFailed || code == http.StatusPreconditionRequired) && header.Get("If-Match") == "" && sys.etag != "":
-			header.Set("If-Match", sys.etag)
-		case code == http.StatusBadRequest && boot["BootSourceOverrideMode"] == "" && sys.Boot.Mode != "":
-			boot["BootSourceOverrideMode"] = sys.Boot.Mode
-		default:
-			return s.refusal(res, body)
-		}
-		if try == 2 {
-			return s.refusal(res, body)
-		}
-	}
-}
-
-// Readings reads the chassis of the system: DSP2046 Power and Thermal, which
-// BMCs keep offering beside their successors.
-func (r *redfish) Readings(ctx context.Context) (power.Readings, error) {
-	out := power.Readings{Watts: math.NaN(), Celsius: map[string]float64{}}
-	err := r.with(ctx, func(s *session) error {
-		sys, err := s.system(ctx)
-		if err != nil {
-			return err
-		}
-		if len(sys.Links.Chassis) == 0 {
-			return fmt.Errorf("readings: the system names no chassis: %w", power.ErrUnsupported)
-		}
-		var chassis struct{ Power, Thermal link }
-		if _, err := s.get(ctx, sys.Links.Chassis[0].ID, &chassis); err != nil {
-			return err
-		}
-		if chassis.Power.ID == "" && chassis.Thermal.ID == "" {
-			return fmt.Errorf("readings: the chassis has none: %w", power.ErrUnsupported)
-		}
-		var p struct {
-			PowerControl []struct{ PowerConsumedWatts *float64 }
-		}
-		if chassis.Power.ID != "" {
-			if _, err := s.get(ctx, chassis.Power.ID, &p); err != nil {
-				return err
-			}
-		}
-		if len(p.PowerControl) > 0 && p.PowerControl[0].PowerConsumedWatts != nil {
-			out.Watts = *p.PowerControl[0].PowerConsumedWatts
-		}
-		var t struct {
-			Temperatures []struct {
-				Name           string
-				ReadingCelsius *float64
-			}
-		}
-		if chassis.Thermal.ID != "" {
-			if _, err := s.get(ctx, chassis.Thermal.ID, &t); err != nil {
-				return err
-			}
-		}
-		for _, c := range t.Temperatures {
-			if c.ReadingCelsius != nil {
-				out.Celsius[c.Name] = *c.ReadingCelsius
-			}
-		}
-		out.At = time.Now()
-		return nil
-	})
-	return out, err
+	return fmt.Errorf("%w: %w", power.ErrAuth, err)
 }
