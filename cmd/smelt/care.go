@@ -30,14 +30,14 @@ func (v vault) Set(name, value string) error {
 func devices(site *config.Site, secrets *config.Secrets) map[inventory.NodeID]care.Device {
 	out := map[inventory.NodeID]care.Device{}
 	for _, n := range site.Nodes {
-		if d, ok := device(n, secrets); ok {
+		if d, ok := device(n, secrets, bmcJournal(site)); ok {
 			out[n.Name] = d
 		}
 	}
 	return out
 }
 
-func device(n config.Node, secrets *config.Secrets) (care.Device, bool) {
+func device(n config.Node, secrets *config.Secrets, sessions string) (care.Device, bool) {
 	p := n.Power
 	if p.Driver != "ipmi" && p.Driver != "redfish" {
 		return care.Device{}, false
@@ -45,7 +45,7 @@ func device(n config.Node, secrets *config.Secrets) (care.Device, bool) {
 	return care.Device{
 		Node: n.Name, User: p.User, Given: reveal(secrets, p.Password), Vault: vault{secrets},
 		With: func(user, password string) (power.Controller, error) {
-			return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: user, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
+			return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: user, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System, Sessions: sessions,
 				Password: func(context.Context) (string, error) { return password, nil }})
 		},
 	}, true

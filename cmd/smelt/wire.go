@@ -135,7 +135,7 @@ func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.Node
 	}
 	out := map[inventory.NodeID]*power.Verified{}
 	for _, n := range site.Nodes {
-		c, err := controller(n, units, secrets, filepath.Join(site.State, "bmc"))
+		c, err := controller(n, units, secrets, bmcJournal(site))
 		if err != nil {
 			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
 		}
@@ -146,15 +146,16 @@ func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.Node
 	return out, nil
 }
 
-// controller makes one; what BMCs must be freed of after a crash is remembered
-// in sessions.
+// bmcJournal is where it is remembered what BMCs must be freed of after a crash.
+func bmcJournal(site *config.Site) string { return filepath.Join(site.State, "bmc") }
+
 func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets, sessions string) (power.Controller, error) {
 	p := n.Power
 	switch p.Driver {
 	case "", "manual":
 		return nil, nil
 	case "ipmi", "redfish":
-		d, _ := device(n, secrets)
+		d, _ := device(n, secrets, sessions)
 		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
 			Password: d.Password, Sessions: sessions})
 	case "pdu":

@@ -3,6 +3,7 @@ package bmc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -32,13 +33,8 @@ func TestLies(t *testing.T) {
 	// Most of them wait for a limit: more at a time than there are processors.
 	var all sync.WaitGroup
 	defer all.Wait()
-	places := make(chan struct{}, 20)
-	for name, lie := range map[string]struct {
-		faults                 vbmc.RedfishFaults
-		before                 func(*vbmc.Redfish)
-		on, off, soft, restart verdict
-		says                   string // in each error, or its evidence
-	}{
+	places := make(chan struct{}, 16)
+	for name, lie := range map[string]lie{
 		"honest":               {on: works, off: works, soft: works, restart: works},
 		"hang":                 {faults: vbmc.RedfishFaults{Hang: true}, on: fails, off: fails, soft: fails, restart: fails, says: "deadline exceeded"},
 		"slow":                 {faults: vbmc.RedfishFaults{Slow: 10 * ms}, on: works, off: works, soft: works, restart: works},
@@ -76,74 +72,95 @@ func TestLies(t *testing.T) {
 			all.Go(func() {
 				defer func() { <-places }()
 				t.Run(name+"/"+verb, func(t *testing.T) {
-					var m, other vbmc.Switch
-					if verb != "on" {
-						_ = m.PowerOn(t.Context())
+					problems := lie.tell(t, verb, want, 700*ms)
+					if len(problems) > 0 && want == fails {
+						// A busy host runs into the limit before the lie is met.
+						problems = lie.tell(t, verb, want, 10*time.Second)
 					}
-					r := startRedfishWith(t, vbmc.RedfishConfig{System: "node", Others: []vbmc.RedfishSystem{{ID: "other", Power: &other}}}, &m)
-					r.SetFaults(lie.faults)
-					if lie.before != nil {
-						lie.before(r)
-					}
-					started := len(m.Boots())
-					c := open(t, Config{Kind: "redfish", Address: r.Addr().String(), SystemID: "node", Sessions: t.TempDir()})
-					limit := 20 * time.Second // for what works, however busy the host is
-					if want != works {
-						limit = 700 * ms
-					}
-					v := power.Verify(c, power.Limits{Reach: limit, Soft: limit, Poll: 40 * ms, Dwell: ms, Spacing: ms})
-					e, err := map[string]func(context.Context) (power.Evidence, error){
-						"on": v.On, "off": v.Off, "soft-off": v.SoftOff,
-						"cycle": func(ctx context.Context) (power.Evidence, error) { return v.Cycle(ctx, power.Network) },
-					}[verb](t.Context())
-
-					s := r.Stats()
-					switch want {
-					case works:
-						if err != nil || m.On() != (verb == "on" || verb == "cycle") || e.After != map[bool]string{true: "on", false: "off"}[m.On()] {
-							t.Errorf("error %v, machine on %v, evidence %+v", err, m.On(), e)
-						}
-						if b := m.Boots(); verb == "cycle" && (len(b) != started+1 || b[len(b)-1] != vbmc.BootNetwork) {
-							t.Errorf("boots %v", b)
-						}
-					case blind:
-						if err != nil || len(s.Resets) != 0 || !strings.Contains(strings.Join(e.Notes, " "), "already") {
-							t.Errorf("error %v, resets %q, evidence %+v", err, s.Resets, e)
-						}
-					case fails:
-						said := strings.Join(e.Notes, " ")
-						if err != nil {
-							said += err.Error()
-						}
-						if err == nil || !strings.Contains(said, lie.says) || !strings.Contains(err.Error(), c.String()) {
-							t.Errorf("error %v, want %q of %s; machine on %v, evidence %+v", err, lie.says, c, m.On(), e)
-						}
-					}
-					if e.Verb != verb || e.Controller != c.String() || e.Took <= 0 {
-						t.Errorf("evidence %+v", e)
-					}
-					if other.On() || len(other.Boots()) != 0 {
-						t.Error("the other machine was touched")
-					}
-					if s.FailedLogins != 0 || len(s.Resets) > 3 {
-						t.Errorf("%d logins failed, resets %q", s.FailedLogins, s.Resets)
-					}
-					if errors.Is(err, power.ErrAuth) != (lie.before != nil || lie.faults.Status == 403) {
-						t.Errorf("taken for a refused credential: %v", err)
-					}
-					r.SetFaults(vbmc.RedfishFaults{})
-					if lie.before == nil {
-						if err := c.Sweep(t.Context()); err != nil && !strings.Contains(err.Error(), "somebody else") {
-							t.Error(err)
-						}
-					}
-					if n := r.Stats().OpenSessions; n != 0 && !lie.faults.NewKey {
-						t.Errorf("%d sessions are left", n)
+					for _, p := range problems {
+						t.Error(p)
 					}
 				})
 			})
 		}
 	}
+}
+
+// A lie, and how each verb must end.
+type lie struct {
+	faults                 vbmc.RedfishFaults
+	before                 func(*vbmc.Redfish)
+	on, off, soft, restart verdict
+	says                   string // in each error, or its evidence
+}
+
+// tell has a BMC tell the lie to one verb, and returns what went wrong.
+func (l lie) tell(t *testing.T, verb string, want verdict, limit time.Duration) (problems []string) {
+	problem := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
+	var m, other vbmc.Switch
+	if verb != "on" {
+		_ = m.PowerOn(t.Context())
+	}
+	r := startRedfishWith(t, vbmc.RedfishConfig{System: "node", Others: []vbmc.RedfishSystem{{ID: "other", Power: &other}}}, &m)
+	r.SetFaults(l.faults)
+	if l.before != nil {
+		l.before(r)
+	}
+	started := len(m.Boots())
+	c := open(t, Config{Kind: "redfish", Address: r.Addr().String(), SystemID: "node", Sessions: t.TempDir()})
+	if want != fails {
+		limit = 20 * time.Second // for what works, however busy the host is
+	}
+	v := power.Verify(c, power.Limits{Reach: limit, Soft: limit, Poll: 40 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond})
+	e, err := map[string]func(context.Context) (power.Evidence, error){
+		"on": v.On, "off": v.Off, "soft-off": v.SoftOff,
+		"cycle": func(ctx context.Context) (power.Evidence, error) { return v.Cycle(ctx, power.Network) },
+	}[verb](t.Context())
+
+	s := r.Stats()
+	switch want {
+	case works:
+		if err != nil || m.On() != (verb == "on" || verb == "cycle") || e.After != map[bool]string{true: "on", false: "off"}[m.On()] {
+			problem("error %v, machine on %v, evidence %+v", err, m.On(), e)
+		}
+		if b := m.Boots(); verb == "cycle" && (len(b) != started+1 || b[len(b)-1] != vbmc.BootNetwork) {
+			problem("boots %v", b)
+		}
+	case blind:
+		if err != nil || len(s.Resets) != 0 || !strings.Contains(strings.Join(e.Notes, " "), "already") {
+			problem("error %v, resets %q, evidence %+v", err, s.Resets, e)
+		}
+	case fails:
+		said := strings.Join(e.Notes, " ")
+		if err != nil {
+			said += err.Error()
+		}
+		if err == nil || !strings.Contains(said, l.says) || !strings.Contains(err.Error(), c.String()) {
+			problem("error %v, want %q of %s; machine on %v, evidence %+v", err, l.says, c, m.On(), e)
+		}
+	}
+	if e.Verb != verb || e.Controller != c.String() || e.Took <= 0 {
+		problem("evidence %+v", e)
+	}
+	if other.On() || len(other.Boots()) != 0 {
+		problem("the other machine was touched")
+	}
+	if s.FailedLogins != 0 || len(s.Resets) > 3 {
+		problem("%d logins failed, resets %q", s.FailedLogins, s.Resets)
+	}
+	if errors.Is(err, power.ErrAuth) != (l.before != nil || l.faults.Status == 403) {
+		problem("taken for a refused credential: %v", err)
+	}
+	r.SetFaults(vbmc.RedfishFaults{})
+	if l.before == nil {
+		if err := c.Sweep(t.Context()); err != nil {
+			problem("%v", err)
+		}
+	}
+	if n := r.Stats().OpenSessions; n != 0 {
+		problem("%d sessions are left", n)
+	}
+	return problems
 }
 
 // One wrong credential is one failed login, whatever is tried afterwards, and
