@@ -177,23 +177,26 @@ func (s *session) sweep(ctx context.Context) {
 		if gone {
 			s.ledger.ended(r)
 		}
+		s.doubt = s.doubt || !gone
 	}
-	if len(lost) > 0 && s.path != "" {
-		s.find(ctx, lost)
+	if len(lost) > 0 && (s.path == "" || !s.find(ctx, lost)) {
+		s.doubt = true
 	}
 }
 
-// find looks for the sessions of logins whose answers nobody saw.
-func (s *session) find(ctx context.Context, lost []record) {
+// find looks for the sessions of logins whose answers nobody saw, and tells
+// whether none of them can be there any more.
+func (s *session) find(ctx context.Context, lost []record) bool {
 	var own login
 	if _, err := s.get(ctx, s.path, &own); err != nil {
-		return
+		return false
 	}
 	var all struct{ Members []link }
 	if _, err := s.get(ctx, s.root.Links.Sessions.ID, &all); err != nil {
-		return
+		return false
 	}
 	complete := true // every session was looked at
+	sure := true     // and is known to be ours or not
 	for i, m := range all.Members {
 		at := inService(m.ID)
 		if i == maxListed {
@@ -209,13 +212,16 @@ func (s *session) find(ctx context.Context, lost []record) {
 			continue
 		}
 		for j, r := range lost {
-			if !s.mine(own, is, r) {
+			mine, known := s.mine(own, is, r)
+			sure = sure && known
+			if !mine {
 				continue
 			}
 			if gone, _ := s.delete(ctx, at); gone {
 				s.ledger.ended(r)
 			} else {
 				_ = s.ledger.granted(r, at)
+				sure = false
 			}
 			lost = append(lost[:j:j], lost[j+1:]...) // a login makes one session
 			break
@@ -226,31 +232,28 @@ func (s *session) find(ctx context.Context, lost []record) {
 			s.ledger.ended(r) // it came to nothing
 		}
 	}
+	return complete && sure
 }
 
 // mine tells whether is came from the login r: the same user, and from the
 // address that the BMC sees us at now or at the time of r or, where it tells
 // both, both. Where it tells neither, nothing is known and nothing is deleted.
 // Nobody else of us is logged in: the journal is locked.
-func (s *session) mine(own, is login, r record) bool {
+func (s *session) mine(own, is login, r record) (mine, known bool) {
 	if is.UserName != r.User || is.SessionType != "" && is.SessionType != "Redfish" {
-		return false
+		return false, true
 	}
-	known := false
 	if own.Origin != "" && is.Origin != "" {
 		if own.Origin != is.Origin {
-			return false
+			return false, true
 		}
-		known = true
+		mine, known = true, true
 	}
-	mine, ok1 := own.created()
+	ours, ok1 := own.created()
 	its, ok2 := is.created()
 	if ok1 && ok2 {
-		after := its.Add(s.granted.Sub(mine)).Sub(r.At) // on our clock
-		if after < -clockSlack || after > loginSpan+clockSlack {
-			return false
-		}
-		known = true
+		after := its.Add(s.granted.Sub(ours)).Sub(r.At) // on our clock
+		return after >= -clockSlack && after <= loginSpan+clockSlack, true
 	}
-	return known
+	return mine, known
 }
