@@ -93,7 +93,7 @@ func run(ctx context.Context, dir, sizes, kinds, only string, rounds int, slow [
 					continue // the kernel counts a punched hole as if its bytes were written
 				}
 				n := rounds
-				if mib > 4096 || mbs > 0 {
+				if mib > 4096 {
 					n = 1
 				}
 				o, err := measure(ctx, dir, mib<<20, kind, only, n, mbs)
