@@ -10,7 +10,7 @@ RECIPE    ?= images/recipes/debian-12-lab.yaml
 TEST_ARGS ?=
 BUILD_ARGS ?=
 
-.PHONY: build demo image-ci image-cuda test unit lint bench bench-store bench-images bench-netboot deps deps-demo clean
+.PHONY: build demo image-ci image-cuda test unit power-soak lint bench bench-store bench-images bench-netboot deps deps-demo clean
 
 ## build: the binaries, into bin/
 build:
@@ -49,6 +49,10 @@ test: deps lint build
 ## unit: what go test ./... runs, in less than three minutes
 unit:
 	$(SUDO) go test ./...
+
+## power-soak: the power budget against 100,000 random schedules of random halls
+power-soak:
+	go test ./power -run TestSchedules -count=1 -timeout 60m -v -rapid.checks=100000
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -3,7 +3,7 @@ package power
 import (
 	"errors"
 	"fmt"
-	"maps"
+	"iter"
 	"math"
 	"sync"
 	"time"
@@ -11,157 +11,232 @@ import (
 	"smelt/inventory"
 )
 
-// Budget grants sustained watts and start slots on every level of the power
-// tree. It is pure bookkeeping: after a restart the conductor rebuilds it from
-// stored state by granting again what already runs (Restore).
+// Budget grants sustained watts on every level of the power tree, and start
+// slots against inrush. It knows what machines may draw (nameplates, then
+// learned peaks), what they and the circuits were measured to draw, and says
+// what to shed where that is too much.
+//
+// It is pure bookkeeping without goroutines; the time is told to it. Nothing of
+// it is stored: after a restart the conductor rebuilds it by Restore, of what
+// runs. What is not known counts as reserved. docs/decisions/0020-power-budget.md
+// says why the sums are as they are.
+//
+// It is safe for concurrent use.
 type Budget struct {
-	slots  int
-	window time.Duration
+	rules Rules
 
-	mu     sync.Mutex
-	levels []*level // parents first
-	byName map[string]*level
-	where  map[inventory.NodeID]*level // lowest level of each grant
+	mu      sync.Mutex
+	levels  []*level // parents first
+	byName  map[string]*level
+	holders map[inventory.NodeID]*holder
+	learned map[inventory.NodeID]int64 // peak at burn-in
+	held    string                     // why nothing is granted; "" while it is
+	curtail *curtailment               // nil: none
+	dark    *dark                      // nil: no blackout to recover from
 }
 
-// A level counts in whole milliwatts, so that sums are exact in any order.
+// Rules are the paces and limits of a Budget. The zero value of a field means
+// its default.
+type Rules struct {
+	Window      time.Duration // one machine starts on a lowest circuit in this time; 2 s
+	PanelWindow time.Duration // after a blackout, one machine starts on a panel in this time; 10 s
+	Stale       time.Duration // a reading older than this is missing; 60 s
+}
+
+// A level is one circuit and what flows through it. It counts in whole
+// milliwatts, so that sums are exact in any order.
 type level struct {
 	inventory.Circuit
-	parent  *level
-	limit   int64
-	holders map[inventory.NodeID]int64
-	starts  map[inventory.NodeID]time.Time // starts on this circuit itself
+	parent *level
+	limit  int64     // of each line
+	rating int64     // of each line, without derating
+	pace   *level    // where one machine starts at a time after a blackout
+	last   time.Time // start on this circuit itself
+	by     inventory.NodeID
+
+	own metered // what its own meters say
+
+	counted  flow // what is granted: nothing is, above limit
+	drawn    flow // what flows, as far as it is known; a machine that is not measured counts as reserved
+	measured flow // what flows for certain: at least this
+
+	watched
 }
 
-func (l *level) granted() (sum int64) {
-	for _, w := range l.holders {
-		sum += w
-	}
-	return sum
+// flow is what flows through a circuit: on each line, and in total. A load
+// whose line is not known is on each line and once in the total.
+type flow struct {
+	line  inventory.PerLine
+	total int64
 }
+
+func (f *flow) add(l inventory.PerLine, total int64) {
+	for i := range f.line {
+		f.line[i] += l[i]
+	}
+	f.total += total
+}
+
+// A holder is a machine that was granted power.
+type holder struct {
+	low       *level // nil: no circuit of the site feeds it
+	nameplate int64  // whole: not known
+	meter     reading
+	peaks     peaks
+	tried     map[string]int // how often an advice was given since its circuits were well
+}
+
+// whole stands for a nameplate that nobody knows: all of its circuit.
+const whole = -1
 
 // maxWatts keeps sums far from the end of int64.
 const maxWatts = 1e10
 
-func milliwatts(w float64) int64 { return int64(math.Ceil(w * 1000)) }
-
 func watts(mw int64) float64 { return float64(mw) / 1000 }
 
-// ErrNoRoom is why a Grant is refused that may be granted later.
-var ErrNoRoom = errors.New("no room in the power budget")
+// Why a Grant is refused that may be granted later.
+var (
+	ErrNoRoom = errors.New("no room in the power budget")
+	ErrHeld   = errors.New("no machine is started now") // held, or after a blackout nobody released
+)
 
-// NewBudget checks the tree: every parent exists, no cycle, positive ratings.
-// slots is how many machines may start on one lowest circuit within window.
-func NewBudget(tree []inventory.Circuit, slots int, window time.Duration) (*Budget, error) {
-	if slots < 1 || window < 0 {
-		return nil, fmt.Errorf("power budget: %d starts in %v: want at least one start and no negative time", slots, window)
+// NewBudget checks the tree: ratings are numbers above 0, every parent exists,
+// no circle, lines fit. The error says what is wrong with which circuit.
+func NewBudget(tree []inventory.Circuit, r Rules) (*Budget, error) {
+	if r.Window < 0 || r.PanelWindow < 0 || r.Stale < 0 {
+		return nil, fmt.Errorf("power budget: %v: want no negative time", r)
 	}
-	b := &Budget{slots: slots, window: window, byName: map[string]*level{}, where: map[inventory.NodeID]*level{}}
-	for _, c := range tree {
-		if err := rated(c); err != nil {
-			return nil, fmt.Errorf("power budget: circuit %q: %w", c.Name, err)
-		}
-		if b.byName[c.Name] != nil {
-			return nil, fmt.Errorf("power budget: circuit %q is there twice", c.Name)
-		}
-		b.byName[c.Name] = &level{
-			Circuit: c, limit: int64(math.Floor(c.Watts() * 1000)),
-			holders: map[inventory.NodeID]int64{}, starts: map[inventory.NodeID]time.Time{},
+	for _, d := range []struct {
+		of   *time.Duration
+		when time.Duration
+	}{{&r.Window, 2 * time.Second}, {&r.PanelWindow, 10 * time.Second}, {&r.Stale, time.Minute}} {
+		if *d.of == 0 {
+			*d.of = d.when
 		}
 	}
-	for _, c := range tree {
-		if c.Parent == "" {
-			continue
+	for _, f := range inventory.CheckCircuits(tree) {
+		err := fmt.Errorf("power budget: circuit %q: %s", tree[f.Circuit].Name, f.Problem)
+		if f.Hint != "" {
+			err = fmt.Errorf("%w; %s", err, f.Hint)
 		}
-		p := b.byName[c.Parent]
-		if p == nil {
-			return nil, fmt.Errorf("power budget: circuit %q: its parent %q does not exist", c.Name, c.Parent)
-		}
-		b.byName[c.Name].parent = p
+		return nil, err
 	}
-	depth := map[int][]*level{}
-	for _, c := range tree {
-		d := 0
-		for l := b.byName[c.Name].parent; l != nil; l = l.parent {
-			if d++; d > len(tree) {
-				return nil, fmt.Errorf("power budget: circuit %q is above itself", c.Name)
-			}
+	b := &Budget{rules: r, byName: map[string]*level{}, holders: map[inventory.NodeID]*holder{}, learned: map[inventory.NodeID]int64{}}
+	for _, c := range inventory.ParentsFirst(tree) {
+		l := &level{Circuit: c, parent: b.byName[c.Parent], limit: c.Limit(), rating: c.Rating()}
+		l.pace = l
+		if p := l.parent; p != nil && c.Kind != "panel" {
+			l.pace = p.pace
 		}
-		depth[d] = append(depth[d], b.byName[c.Name])
-	}
-	for d := 0; d < len(tree); d++ {
-		b.levels = append(b.levels, depth[d]...)
+		b.byName[c.Name] = l
+		b.levels = append(b.levels, l)
 	}
 	return b, nil
 }
 
-func rated(c inventory.Circuit) error {
-	switch {
-	case c.Name == "":
-		return errors.New("it has no name")
-	case !(c.Volts > 0 && c.Amps > 0): // NaN is not
-		return fmt.Errorf("%v V and %v A: want both above 0", c.Volts, c.Amps)
-	case !(c.Derate > 0 && c.Derate <= 1):
-		return fmt.Errorf("derating %v: want above 0 and at most 1", c.Derate)
-	case c.Phases != 1 && c.Phases != 3:
-		return fmt.Errorf("%d phases: want 1 or 3", c.Phases)
-	case !(c.Watts() < maxWatts):
-		return fmt.Errorf("%v W is no rating", c.Watts())
-	}
-	return nil
-}
-
-// Grant reserves watts for node on circuit and all levels above, and a start
-// slot at now. The error says which level has no room and how much is free;
-// granting again to the same node replaces its grant. A node without a circuit
-// ("") is always granted.
+// Grant reserves watts (its nameplate) for node on circuit and all levels
+// above, and takes a start slot at now. Where a peak was learned, that counts
+// in place of the nameplate. The error says which level has no room and how
+// much is free, or what else it waits for; granting again to the same node
+// replaces its grant. A node without a circuit ("") finds room everywhere.
 func (b *Budget) Grant(node inventory.NodeID, circuit string, w float64, now time.Time) error {
-	if !(w >= 0 && w < maxWatts) {
-		return fmt.Errorf("power for %s: %v W: want a number that is not negative", node, w)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.grant(node, circuit, w, now); err != nil {
+		return fmt.Errorf("power for %s: %w", node, err)
+	}
+	return nil
+}
+
+func (b *Budget) grant(node inventory.NodeID, circuit string, w float64, now time.Time) error {
+	if !(w >= 0 && w < maxWatts) {
+		return fmt.Errorf("%v W: want a number that is not negative", w)
+	}
 	low, ok := b.byName[circuit]
 	if circuit != "" && !ok {
-		return fmt.Errorf("power for %s: circuit %q is not in the site", node, circuit)
+		return fmt.Errorf("circuit %q is not in the site", circuit)
 	}
-	need := milliwatts(w)
-	for l := low; l != nil; l = l.parent {
-		// What the node holds here now is given back by the new grant.
-		if free := l.limit - l.granted() + l.holders[node]; need > free {
-			return fmt.Errorf("power for %s: %w: %s %s has %.0f of %.0f W free, %.0f are needed",
-				node, ErrNoRoom, l.Kind, l.Name, max(0, watts(free)), watts(l.limit), w)
+	if b.held != "" {
+		return fmt.Errorf("%w: held: %s", ErrHeld, b.held)
+	}
+	if err := b.turn(node, low, now); err != nil {
+		return err
+	}
+	if err := b.slot(node, low, now); err != nil {
+		return err
+	}
+	b.count(now)
+	b.watch(now)
+	was := b.holders[node]
+	h := &holder{low: low, nameplate: inventory.Milliwatts(w)}
+	h.keep(was)
+	b.holders[node] = h
+	b.count(now)
+	if err := b.room(node, h); err != nil {
+		if delete(b.holders, node); was != nil {
+			b.holders[node] = was
 		}
+		b.passOver(node)
+		return err
 	}
-	if low != nil {
-		if err := b.start(low, node, now); err != nil {
-			return fmt.Errorf("power for %s: %w", node, err)
-		}
-	}
-	b.hold(node, low, need)
+	b.started(node, low, now)
 	return nil
 }
 
-// start takes a start slot on l. Asking again for the same node moves its slot.
-func (b *Budget) start(l *level, node inventory.NodeID, now time.Time) error {
-	maps.DeleteFunc(l.starts, func(_ inventory.NodeID, at time.Time) bool { return now.Sub(at) >= b.window })
-	delete(l.starts, node)
-	if len(l.starts) >= b.slots {
-		return fmt.Errorf("%w: %d started on %s %s within %v, which is all that may", ErrNoRoom, len(l.starts), l.Kind, l.Name, b.window)
+// keep takes over what was measured of the machine where it was.
+func (h *holder) keep(was *holder) {
+	if was != nil && was.low == h.low {
+		h.meter, h.peaks = was.meter, was.peaks
 	}
-	l.starts[node] = now
+}
+
+// room tells whether what was counted, h with it, is within every limit above h.
+func (b *Budget) room(node inventory.NodeID, h *holder) error {
+	need := b.claim(node, h)
+	if c := b.curtail; c != nil {
+		if sum := b.granted(); sum > c.ceiling {
+			return fmt.Errorf("%w: curtailed to %.0f W (%s): %.0f W are free, %.0f are needed",
+				ErrNoRoom, watts(c.ceiling), c.why, max(0, watts(c.ceiling-sum+need)), watts(need))
+		}
+	}
+	for l, load := range h.path(need) {
+		if l.stopped {
+			return fmt.Errorf("%w: %s %s drew more than the %.0f W of its limit and is not well below them yet", ErrNoRoom, l.Kind, l.Name, watts(l.limit))
+		}
+		for i, mw := range load {
+			if mw > 0 && l.counted.line[i] > l.limit {
+				return l.full(i, mw)
+			}
+		}
+	}
 	return nil
 }
 
-func (b *Budget) hold(node inventory.NodeID, low *level, mw int64) {
-	b.release(node)
-	if low == nil {
-		return
+// path walks from the lowest circuit of h up, with what mw of h put on the
+// lines of each.
+func (h *holder) path(mw int64) iter.Seq2[*level, inventory.PerLine] {
+	return func(yield func(*level, inventory.PerLine) bool) {
+		if h.low == nil {
+			return
+		}
+		load := h.low.Each(mw)
+		for l := h.low; yield(l, load) && l.parent != nil; l = l.parent {
+			load = l.Onto(l.parent.Circuit, load)
+		}
 	}
-	b.where[node] = low
-	for l := low; l != nil; l = l.parent {
-		l.holders[node] = mw
+}
+
+// full says that line i has no room for mw, which is counted in.
+func (l *level) full(i int, mw int64) error {
+	where, why := fmt.Sprintf("%s %s", l.Kind, l.Name), ""
+	if l.Phases == 3 {
+		where += fmt.Sprintf(" L%d", i+1)
 	}
+	if u := l.own.unknown(l.Circuit).line[i]; u > 0 {
+		why = fmt.Sprintf("; it measures %.0f W that belong to nothing known", watts(u))
+	}
+	return fmt.Errorf("%w: %s has %.0f of %.0f W free, %.0f are needed%s",
+		ErrNoRoom, where, max(0, watts(l.limit-l.counted.line[i]+mw)), watts(l.limit), watts(mw), why)
 }
 
 // Restore reserves without asking for a start slot or room: what runs, runs. A
@@ -170,51 +245,71 @@ func (b *Budget) hold(node inventory.NodeID, low *level, mw int64) {
 func (b *Budget) Restore(node inventory.NodeID, circuit string, w float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	low := b.byName[circuit]
-	switch {
-	case low == nil:
-		b.release(node)
-	case !(w >= 0 && w < maxWatts):
-		b.hold(node, low, low.limit)
-	default:
-		b.hold(node, low, milliwatts(w))
+	h := &holder{low: b.byName[circuit], nameplate: whole}
+	if w >= 0 && w < maxWatts {
+		h.nameplate = inventory.Milliwatts(w)
 	}
+	h.keep(b.holders[node])
+	b.holders[node] = h
 }
 
-// Release gives back what node holds. Its start slot stays taken: the start
-// happened.
+// Release gives back what node holds, also its place in the order after a
+// blackout. Its start slot stays taken: the start happened.
 func (b *Budget) Release(node inventory.NodeID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.release(node)
+	delete(b.holders, node)
+	b.leaveQueue(node)
 }
 
-func (b *Budget) release(node inventory.NodeID) {
-	for l := b.where[node]; l != nil; l = l.parent {
-		delete(l.holders, node)
-	}
-	delete(b.where, node)
-}
-
-// Level is one circuit and what is granted on it, in watts.
-type Level struct {
-	inventory.Circuit
-	Granted float64                      `json:"granted"`
-	Limit   float64                      `json:"limit"`
-	Holders map[inventory.NodeID]float64 `json:"holders,omitempty"`
-}
-
-// Levels lists the tree, parents first.
-func (b *Budget) Levels() []Level {
+// Hold refuses every grant on the site, with this reason, until Resume.
+func (b *Budget) Hold(reason string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	out := make([]Level, 0, len(b.levels))
-	for _, l := range b.levels {
-		holders := make(map[inventory.NodeID]float64, len(l.holders))
-		for n, mw := range l.holders {
-			holders[n] = watts(mw)
-		}
-		out = append(out, Level{Circuit: l.Circuit, Granted: watts(l.granted()), Limit: watts(l.limit), Holders: holders})
+	if b.held = reason; reason == "" {
+		b.held = "no reason given"
 	}
-	return out
+}
+
+// Resume ends a Hold.
+func (b *Budget) Resume() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held = ""
+}
+
+// Learned says what node drew at most during burn-in, in watts. From then on
+// 1.1 times that is reserved in place of its nameplate, where it is less: a peak
+// of another day, with warmer fans, is a little higher. A peak above the
+// nameplate says that the nameplate is wrong: then 1.1 times it is reserved,
+// too. What is no positive number is ignored.
+func (b *Budget) Learned(node inventory.NodeID, peak float64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if peak > 0 && peak < maxWatts {
+		b.learned[node] = inventory.Milliwatts(peak)
+	}
+}
+
+// reserved is what node is expected to draw at most.
+func (b *Budget) reserved(node inventory.NodeID, h *holder) int64 {
+	name := h.nameplate
+	if name == whole && h.low != nil {
+		name = h.low.limit
+	}
+	peak := b.learned[node]
+	switch again := int64(math.Ceil(float64(peak) * 1.1)); {
+	case peak == 0:
+		return max(name, 0)
+	case h.nameplate != whole && peak <= name:
+		return min(name, again)
+	default:
+		return again
+	}
+}
+
+// claim is what node counts as: its reservation, and what it was measured to
+// draw where that is more.
+func (b *Budget) claim(node inventory.NodeID, h *holder) int64 {
+	return max(b.reserved(node, h), h.peaks.highest(), h.meter.mw)
 }

@@ -133,7 +133,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	} else {
 		ram.Boot.Memtest, rescue.Keys = memtest, site.Rescue
 	}
-	budget, err := power.NewBudget(site.Circuits, 1, site.SlotWindow)
+	budget, err := power.NewBudget(site.Circuits, power.Rules{Window: site.SlotWindow, PanelWindow: site.PanelWindow, Stale: site.MeterStale})
 	if err != nil {
 		return err
 	}

@@ -70,8 +70,11 @@ func newSiteValidate(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, h := range s.Hints {
+				fmt.Fprintf(c.ErrOrStderr(), "hint: %v\n", h)
+			}
 			return o.show(c, listing{
-				doc:  map[string]any{"apiVersion": api.Version, "kind": "SiteSummary", "site": s.Name, "file": path, "nodes": len(s.Nodes), "classes": len(s.Classes), "circuits": len(s.Circuits), "secrets": s.Secrets(), "lab": s.Lab},
+				doc:  map[string]any{"apiVersion": api.Version, "kind": "SiteSummary", "hints": s.Hints, "site": s.Name, "file": path, "nodes": len(s.Nodes), "classes": len(s.Classes), "circuits": len(s.Circuits), "secrets": s.Secrets(), "lab": s.Lab},
 				cols: []string{"site", "nodes", "classes", "circuits", "networks"},
 				rows: [][]string{{s.Name, fmt.Sprint(len(s.Nodes)), fmt.Sprint(len(s.Classes)), fmt.Sprint(len(s.Circuits)), fmt.Sprint(len(s.Networks))}},
 			})

@@ -35,8 +35,11 @@ func TestExample(t *testing.T) {
 	if got := s.Classes["rig-6x3080"].Slots["0000:00:1c.1"]; got != "riser 2" {
 		t.Errorf("slot label %q", got)
 	}
-	if s.SlotWindow != 2*time.Second || s.MaxActive != 25 {
-		t.Errorf("limits %v %d", s.SlotWindow, s.MaxActive)
+	if s.SlotWindow != 2*time.Second || s.PanelWindow != 10*time.Second || s.MeterStale != time.Minute || s.MaxActive != 25 {
+		t.Errorf("limits %v %v %v %d", s.SlotWindow, s.PanelWindow, s.MeterStale, s.MaxActive)
+	}
+	if c := s.Circuits[1]; c.Name != "pdu-a1" || c.Lines != "L1" || len(s.Hints) > 0 {
+		t.Errorf("circuit %+v, hints %v", c, s.Hints)
 	}
 	if got := fmt.Sprint(s.Secrets()); got != "[pdu-community bmc-srv-01 bmc-srv-02 munge-key]" {
 		t.Errorf("secrets %s", got)
@@ -164,6 +167,19 @@ func TestMistakes(t *testing.T) {
 		{"zero amps", "amps: 63", "amps: 0", "0, phases", "amps is 0; it must be above 0"},
 		{"not a number", "amps: 63", "amps: .nan", ".nan", "amps is NaN"},
 		{"derate", "derate: 0.8}\n\npdus", "derate: 80}\n\npdus", "80}", "derate 80 is not above 0 and at most 1"},
+		{"negative rating", "amps: 63", "amps: -63", "-63", "amps is -63; it must be above 0; write what stands on its breaker"},
+		{"no breaker", "amps: 63, ", "", "{name: feed-a", `"amps" is missing; add amps: breaker rating`},
+		{"breaker left out", "parent: feed-a, ", "", "pdu-a1, kind", "pdu pdu-a1 has no parent, and the tree has feeds; add parent"},
+		{"upside down", "kind: feed, volts: 400", "kind: bank, volts: 400", "feed-a, volts: 230", "pdu pdu-a1 is fed by a bank, feed-a"},
+		{"three from one", "amps: 63, phases: 3", "amps: 63", "L1, derate", "feed-a has one phase and no line L1"},
+		{"lines of three", "phases: 1, lines: L1", "phases: 3, lines: L1", "L1, derate", "pdu-a1 has three phases: it is on every line of feed-a"},
+		{"neutral volts", "lines: L1,", "lines: L1-L2,", "L1-L2, derate", "between the lines L1-L2 of feed-a are 400 V, pdu-a1 has 230 V; between a line and neutral write L1"},
+		{"line volts", "volts: 400", "volts: 230", "L1, derate", "between L1 and neutral of feed-a are 133 V, pdu-a1 has 230 V; volts of three phases are line to line"},
+		{"no such line", "lines: L1,", "lines: L4,", "L4, derate", `"L4" is not allowed here`},
+		{"all reserved", "phases: 3, derate: 0.8}", "phases: 3, derate: 0.8, reserve: 12000}", "12000", "reserve on feed-a and below it is 12000 W on a line, of 11639 W; reserve is in watts"},
+		{"negative reserve", "phases: 3, derate: 0.8}", "phases: 3, derate: 0.8, reserve: -1}", "-1}", "reserve is -1; it must not be below 0"},
+		{"node above its breaker", "watts: 1800", "watts: 6000", "pdu-a1\n    power: {driver: pdu", "node rig-01 takes 6000 W, more than pdu pdu-a1 can carry for long (5888 W on a line); correct its watts"},
+		{"node above a breaker further up", "amps: 63", "amps: 7", "pdu-a1\n    power: {driver: pdu", "node rig-01 takes 1800 W, more than feed feed-a can carry for long (1293 W on a line)"},
 		{"secret in clear", "{secret: bmc-srv-01}", "hunter2", "hunter2", "a secret stands here in clear; store it with: smelt secret set"},
 		{"dsn in clear", "store: sqlite", "store: postgres://u:hunter2@db/x", "postgres://", "unknown store; write sqlite"},
 		{"secret with two keys", "{secret: bmc-srv-01}", "{secret: bmc-srv-01, value: hunter2}", "value", `unknown key "value"`},
@@ -244,6 +260,21 @@ func TestMistakes(t *testing.T) {
 				t.Errorf("the error repeats a secret:\n%v", err)
 			}
 		})
+	}
+}
+
+// What is no mistake and makes the sums larger than they need be, or too small.
+func TestCircuitHints(t *testing.T) {
+	text := edit(t, "lines: L1, ", "")
+	text = strings.Replace(text, "    circuit: pdu-a1\n    power: {driver: pdu", "    power: {driver: pdu", 1)
+	s, err := Parse("s", []byte(text), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "s:" + lineOf(text, "pdu-a1, kind") + ": circuits[1].name: pdu-a1 is on a line of feed-a that is not named, so it counts in full on all three; add lines: L1, L2 or L3, or L1-L2, L2-L3 or L3-L1 between two\n" +
+		"s:" + lineOf(text, "name: rig-01") + ": nodes[2]: node rig-01 is on no circuit: what it draws is missing in every sum; add circuit: the one its power supplies are plugged in"
+	if s.Hints.Error() != want {
+		t.Errorf("hints\n%v, want\n%s", s.Hints, want)
 	}
 }
 

@@ -106,9 +106,14 @@ func (p *parser) parse(raw rawSite) {
 			p.fail(m.at, "1 converts one machine at a time", "maxActive is %d", m.v)
 		}
 	}
-	s.SlotWindow = 2 * time.Second
-	if w := raw.Limits.StartWindow; w.v != "" {
-		s.SlotWindow = p.duration(w)
+	s.SlotWindow, s.PanelWindow, s.MeterStale = 2*time.Second, 10*time.Second, time.Minute
+	for _, w := range []struct {
+		t  text
+		to *time.Duration
+	}{{raw.Limits.StartWindow, &s.SlotWindow}, {raw.Limits.PanelWindow, &s.PanelWindow}, {raw.Limits.MeterStale, &s.MeterStale}} {
+		if w.t.v != "" {
+			*w.to = p.duration(w.t)
+		}
 	}
 	p.standsFor(raw)
 }
@@ -231,65 +236,6 @@ func (p *parser) addr(t text) netip.Addr {
 		return netip.Addr{}
 	}
 	return a
-}
-
-func (p *parser) circuits(raw []rawCircuit) []string {
-	where, byName := map[string]int{}, map[string]rawCircuit{}
-	var names []string
-	for _, r := range raw {
-		p.word(r.Name)
-		p.unique(where, r.Name.at, "circuit", r.Name.v)
-		if _, dup := byName[r.Name.v]; !dup && r.Name.v != "" {
-			byName[r.Name.v] = r
-			names = append(names, r.Name.v)
-		}
-	}
-	for _, r := range raw {
-		p.refer(r.Parent, "circuit", names)
-		p.positive(r.Volts, "volts")
-		p.positive(r.Amps, "amps")
-		if d := r.Derate; d.set() && !(d.v > 0 && d.v <= 1) {
-			p.fail(d.at, "0.8 is usual for continuous load", "derate %v is not above 0 and at most 1", d.v)
-		}
-		if loop := cycle(r.Name.v, byName); loop != "" {
-			p.fail(r.Parent.at, "give one of them another parent, or none", "circuits feed each other: %s", loop)
-		}
-	}
-	if len(p.errs) > 0 {
-		return names
-	}
-	// Parents first: what reads the tree can build it in one pass.
-	done := map[string]bool{"": true}
-	for len(p.site.Circuits) < len(names) {
-		for _, n := range names {
-			r := byName[n]
-			if done[n] || !done[r.Parent.v] {
-				continue
-			}
-			done[n] = true
-			c := inventory.Circuit{Name: n, Parent: r.Parent.v, Kind: r.Kind.v, Volts: r.Volts.v, Amps: r.Amps.v, Phases: 1, Derate: 0.8}
-			if r.Phases.set() {
-				c.Phases = r.Phases.v
-			}
-			if r.Derate.set() {
-				c.Derate = r.Derate.v
-			}
-			p.site.Circuits = append(p.site.Circuits, c)
-		}
-	}
-	return names
-}
-
-// cycle follows the parents of name and returns the way round if it comes back.
-func cycle(name string, byName map[string]rawCircuit) string {
-	way := []string{name}
-	for at := byName[name].Parent.v; at != "" && len(way) <= len(byName); at = byName[at].Parent.v {
-		way = append(way, at)
-		if at == name {
-			return strings.Join(way, " <- ")
-		}
-	}
-	return ""
 }
 
 // positive refuses zero, negative numbers and what is no number.
@@ -444,9 +390,7 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 			p.positive(r.Watts, "watts")
 			n.Watts = r.Watts.v
 		}
-		if r.Circuit.v != "" && class.Name != "" && n.Watts == 0 {
-			p.fail(r.Circuit.at, "add watts to its class or to the node", "node %s hangs on circuit %s without a nameplate power: nothing could be reserved for it", n.Name, n.Circuit)
-		}
+		p.onCircuit(r, n, class.Name != "")
 		override := func(t text, to *string, what string, list []string) {
 			if t.v != "" {
 				*to = p.knows(t, what, list)

@@ -87,13 +87,15 @@ type rawRule struct {
 
 type rawCircuit struct {
 	at
-	Name   text   `yaml:"name" need:"yes" doc:"name of the circuit"`
-	Kind   text   `yaml:"kind" need:"yes" enum:"feed panel pdu bank outlet" doc:"level of the power tree"`
-	Parent text   `yaml:"parent" doc:"name of the circuit that feeds it"`
-	Volts  number `yaml:"volts" need:"yes" doc:"line voltage; line to line on three phases"`
-	Amps   number `yaml:"amps" need:"yes" doc:"breaker rating"`
-	Phases whole  `yaml:"phases" enum:"1 3" doc:"1 (default) or 3"`
-	Derate number `yaml:"derate" doc:"share of the rating for continuous load; 0.8 (default)"`
+	Name    text   `yaml:"name" need:"yes" doc:"name of the circuit"`
+	Kind    text   `yaml:"kind" need:"yes" enum:"feed panel pdu bank outlet" doc:"level of the power tree"`
+	Parent  text   `yaml:"parent" doc:"name of the circuit that feeds it"`
+	Volts   number `yaml:"volts" need:"yes" doc:"line voltage; line to line on three phases"`
+	Amps    number `yaml:"amps" need:"yes" doc:"breaker rating"`
+	Phases  whole  `yaml:"phases" enum:"1 3" doc:"1 (default) or 3"`
+	Derate  number `yaml:"derate" doc:"share of the rating for continuous load; 0.8 (default)"`
+	Lines   text   `yaml:"lines" enum:"L1 L2 L3 L1-L2 L2-L3 L3-L1" doc:"below three phases: the line it is on, or the two it is between; left out, it counts in full on all three"`
+	Reserve number `yaml:"reserve" doc:"watts drawn there by what is no node: switches, fans, lights; on three phases those of the line with most of it"`
 }
 
 type rawPDU struct {
@@ -196,6 +198,8 @@ type rawLimits struct {
 	at
 	MaxActive   whole `yaml:"maxActive" doc:"conversions at once: the blast radius; 10 (default)"`
 	StartWindow text  `yaml:"startWindow" format:"duration" doc:"one machine starts on a circuit in this time; 2s (default)"`
+	PanelWindow text  `yaml:"panelWindow" format:"duration" doc:"after a blackout, one machine starts on a panel in this time; 10s (default)"`
+	MeterStale  text  `yaml:"meterStale" format:"duration" doc:"a power reading older than this is missing, and what is missing counts as reserved; 60s (default)"`
 }
 
 type rawStandIn struct {

@@ -23,11 +23,15 @@ type Site struct {
 	Cluster    *Cluster // nil: nodes go in service without one
 	Rescue     []string // public ssh keys of who may log in to a machine in rescue
 	MaxActive  int
-	SlotWindow time.Duration
-	Curtail    []Curtail // weekly times in which power is given back
+	SlotWindow time.Duration // one start on a circuit
+	Curtail    []Curtail     // weekly times in which power is given back
 	Swarm      Swarm
 	Lab        bool
 	StandsFor  map[inventory.NodeID][]StandIn
+
+	PanelWindow time.Duration // one start on a panel after a blackout
+	MeterStale  time.Duration // older readings are missing
+	Hints       Errors        // what is no mistake and worth knowing
 }
 
 // A SecretRef is the name of a stored secret; "" where none is given.

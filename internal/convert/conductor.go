@@ -599,7 +599,7 @@ func (c *Conductor) seen(node inventory.NodeID, set func(*Live)) {
 }
 
 // Levels is the power tree with what is granted.
-func (c *Conductor) Levels() []power.Level { return c.Budget.Levels() }
+func (c *Conductor) Levels() []power.Level { return c.Budget.Levels(c.Now()) }
 
 // reserve counts node against the blast radius, or tells how many run.
 func (c *Conductor) reserve(node inventory.NodeID) (running int, ok bool) {

@@ -143,7 +143,7 @@ func serve(ctx context.Context, l layout, log *slog.Logger, begin, up func(*conv
 		return err
 	}
 	site := l.site()
-	budget, err := power.NewBudget(site.Circuits, 8, time.Millisecond)
+	budget, err := power.NewBudget(site.Circuits, power.Rules{Window: time.Millisecond})
 	if err != nil {
 		return err
 	}
