@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -24,7 +25,7 @@ type IPMIConfig struct {
 }
 
 // IPMI is Debian's ipmi_sim (package openipmi) in front of a Power. ipmi_sim
-// listens on a loopback port of its own; what reaches Conn is relayed to it
+// listens on a loopback address of its own; what reaches Conn is relayed to it
 // and counted on the way. It knows the cipher suites 1 to 15, so a client must
 // ask for 3, and it never locks a user out.
 type IPMI struct {
@@ -33,7 +34,9 @@ type IPMI struct {
 	sim    *exec.Cmd
 	gone   chan struct{} // closed when sim has ended
 	script *http.Server
-	port   string // of ipmi_sim on 127.0.0.1
+	host   string       // of ipmi_sim, in 127.0.0.0/8
+	port   string       // of ipmi_sim: that of conn
+	sol    net.Listener // for ipmi_sim to reach the serial port; nil without one
 
 	wait sync.WaitGroup
 
@@ -83,13 +86,17 @@ func (b *IPMI) start(ctx context.Context, c IPMIConfig) error {
 	if err := b.listenScript(sock); err != nil {
 		return err
 	}
-	if b.port, err = freePort(); err != nil {
+	if b.host, b.port, err = behind(c.Conn.LocalAddr()); err != nil {
+		return err
+	}
+	sol, err := b.listenSOL()
+	if err != nil {
 		return err
 	}
 	files := map[string]string{
 		"chassis.sh": fmt.Sprintf(chassisScript, sock),
 		"node.emu":   emuConf,
-		"lan.conf":   fmt.Sprintf(lanConf, b.port, filepath.Join(dir, "chassis.sh"), c.User, c.Password),
+		"lan.conf":   fmt.Sprintf(lanConf, b.host, b.port, filepath.Join(dir, "chassis.sh"), sol, c.User, c.Password),
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700); err != nil {
@@ -123,7 +130,7 @@ func (b *IPMI) start(ctx context.Context, c IPMIConfig) error {
 const lanConf = `name "node"
 set_working_mc 0x20
   startlan 1
-    addr 127.0.0.1 %s
+    addr %s %s
     priv_limit admin
     allowed_auths_callback none md2 md5 straight
     allowed_auths_user     none md2 md5 straight
@@ -132,7 +139,7 @@ set_working_mc 0x20
     guid a123456789abcdefa123456789abcdef
   endlan
   chassis_control "%s"
-  startnow false
+%s  startnow false
   user 1 false "" "test" user 10 none md2 md5 straight
   user 2 true "%s" "%s" admin 10 none md2 md5 straight
 `
@@ -149,14 +156,22 @@ exec curl -q -s -f --noproxy '*' --max-time 30 --unix-socket '%s' \
 	--data-urlencode "do=$1" --data-urlencode "what=$2" --data-urlencode "value=$3" http://bmc/
 `
 
-func freePort() (string, error) {
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// behind chooses where ipmi_sim listens: at conn's own port, of another
+// loopback address. It tells its port to whoever opens a console (IPMI 2.0,
+// table 24-2, payload UDP port number), and ipmitool takes no other than the
+// one it speaks to.
+func behind(conn net.Addr) (host, port string, err error) {
+	if _, port, err = net.SplitHostPort(conn.String()); err != nil {
+		return "", "", err
 	}
-	defer c.Close()
-	_, port, err := net.SplitHostPort(c.LocalAddr().String())
-	return port, err
+	for range 20 {
+		host = fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250))
+		c, err := net.ListenPacket("udp4", net.JoinHostPort(host, port))
+		if err == nil {
+			return host, port, c.Close()
+		}
+	}
+	return "", "", fmt.Errorf("no loopback address has UDP port %s free", port)
 }
 
 // ping is an ASF presence ping (IPMI 2.0, section 13.2.3), which a BMC answers
@@ -166,7 +181,7 @@ var ping = []byte{0x06, 0x00, 0xff, 0x06, 0x00, 0x00, 0x11, 0xbe, 0x80, 0x00, 0x
 func (b *IPMI) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	c, err := net.Dial("udp4", net.JoinHostPort("127.0.0.1", b.port))
+	c, err := net.Dial("udp4", net.JoinHostPort(b.host, b.port))
 	if err != nil {
 		return err
 	}
@@ -310,7 +325,7 @@ func (b *IPMI) client(from net.Addr, p []byte) net.Conn {
 	if up != nil {
 		return up
 	}
-	up, err := net.Dial("udp4", net.JoinHostPort("127.0.0.1", b.port))
+	up, err := net.Dial("udp4", net.JoinHostPort(b.host, b.port))
 	if err != nil {
 		return nil
 	}
@@ -382,6 +397,9 @@ func (b *IPMI) Close() error {
 	}
 	if b.script != nil {
 		b.script.Close()
+	}
+	if b.sol != nil {
+		b.sol.Close()
 	}
 	b.wait.Wait()
 	return err

@@ -21,7 +21,8 @@ import (
 // QEMU process runs: a guest that powers itself off ends it.
 //
 // q35 with TCG, one serial port that is logged and can be attached to, and
-// everything else given by the fields. NICs and disks sit on the root bus; each GPU sits behind its own
+// everything else given by the fields. NICs and disks sit on the root bus; each
+// GPU sits behind its own
 // root port, so that the first GPU is 0000:01:00.0, the second 0000:02:00.0.
 type Machine struct {
 	Name   string // in messages and as QEMU's window name
