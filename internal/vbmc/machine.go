@@ -22,8 +22,8 @@ import (
 //
 // q35 with TCG, one serial port that is logged and can be attached to, and
 // everything else given by the fields. NICs and disks sit on the root bus; each
-// GPU sits behind its own
-// root port, so that the first GPU is 0000:01:00.0, the second 0000:02:00.0.
+// GPU sits behind its own root port, so that the first GPU is 0000:01:00.0, the
+// second 0000:02:00.0.
 type Machine struct {
 	Name   string // in messages and as QEMU's window name
 	Dir    string // its state: firmware variables, monitor socket, pid file; made if missing
