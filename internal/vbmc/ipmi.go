@@ -29,6 +29,7 @@ type IPMIConfig struct {
 // and counted on the way. It knows the cipher suites 1 to 15, so a client must
 // ask for 3, and it never locks a user out.
 type IPMI struct {
+	gate
 	power  Power
 	conn   net.PacketConn
 	sim    *exec.Cmd
@@ -40,19 +41,11 @@ type IPMI struct {
 
 	wait sync.WaitGroup
 
-	mu      sync.Mutex
+	at      sync.Mutex // guards what follows
 	closed  bool
-	drop    bool
-	stats   IPMIStats
 	boot    string // what "get boot" answers
+	lit     bool   // the identify light
 	clients map[string]net.Conn
-}
-
-// IPMIStats counts what went through the BMC.
-type IPMIStats struct {
-	Attempts int // logins begun: RAKP message 1
-	Logins   int // logins granted: RAKP message 4 with status 0
-	Packets  int // packets from clients
 }
 
 // StartIPMI starts the BMC and returns when it answers.
@@ -244,8 +237,8 @@ func (b *IPMI) control(ctx context.Context, do, what, value string) (string, err
 		}
 		return "power:0", nil
 	case "get boot":
-		b.mu.Lock()
-		defer b.mu.Unlock()
+		b.at.Lock()
+		defer b.at.Unlock()
 		return "boot:" + b.boot, nil
 	case "set power":
 		if value == "0" {
@@ -256,12 +249,15 @@ func (b *IPMI) control(ctx context.Context, do, what, value string) (string, err
 		return "", b.power.Reset(ctx)
 	case "set shutdown":
 		return "", b.power.Shutdown(ctx)
-	case "set identify":
+	case "set identify": // "SECONDS FORCE"
+		b.at.Lock()
+		defer b.at.Unlock()
+		b.lit = value != "0" && value != "0 0"
 		return "", nil
 	case "set boot":
-		b.mu.Lock()
+		b.at.Lock()
 		b.boot = value
-		b.mu.Unlock()
+		b.at.Unlock()
 		switch value { // ipmi_sim drops the persistent bit: always once
 		case "pxe":
 			return "", b.power.SetBoot(ctx, BootNetwork, true)
@@ -271,23 +267,6 @@ func (b *IPMI) control(ctx context.Context, do, what, value string) (string, err
 		return "", nil
 	}
 	return "", fmt.Errorf("chassis control %s %s is unknown", do, what)
-}
-
-// The payload types of RMCP+ that log in (IPMI 2.0, table 13-16).
-const (
-	rakp1 = 0x12
-	rakp4 = 0x15
-)
-
-// payload is the RMCP+ payload type of a packet and its status byte, -1 for
-// anything that is not a session setup message.
-func payload(p []byte) (typ, status int) {
-	// RMCP header 4, authentication type 6, payload type, session id 4,
-	// sequence 4, length 2, then message tag and status (section 13.6).
-	if len(p) < 18 || p[0] != 0x06 || p[3] != 0x07 || p[4] != 0x06 {
-		return -1, -1
-	}
-	return int(p[5] & 0x3f), int(p[17])
 }
 
 // relay moves packets between clients and ipmi_sim, one socket per client so
@@ -303,26 +282,25 @@ func (b *IPMI) relay() {
 		if err != nil {
 			continue // an ICMP error of a client that left
 		}
-		up := b.client(from, buf[:n])
-		if up != nil {
+		answer, through := b.in(buf[:n])
+		if answer != nil {
+			b.send(b.conn, answer, from)
+		}
+		if !through {
+			continue
+		}
+		if up := b.client(from); up != nil {
 			_, _ = up.Write(buf[:n]) // UDP may lose it; the client repeats
 		}
 	}
 }
 
-// client counts p and returns the socket towards ipmi_sim for the client.
-func (b *IPMI) client(from net.Addr, p []byte) net.Conn {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.stats.Packets++
-	if typ, _ := payload(p); typ == rakp1 {
-		b.stats.Attempts++
-	}
-	if b.drop || b.closed {
-		return nil
-	}
+// client returns the socket towards ipmi_sim for a client.
+func (b *IPMI) client(from net.Addr) net.Conn {
+	b.at.Lock()
+	defer b.at.Unlock()
 	up := b.clients[from.String()]
-	if up != nil {
+	if up != nil || b.closed {
 		return up
 	}
 	up, err := net.Dial("udp4", net.JoinHostPort(b.host, b.port))
@@ -341,8 +319,8 @@ const idle = 90 * time.Second
 func (b *IPMI) back(to net.Addr, up net.Conn) {
 	defer b.wait.Done()
 	defer func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
+		b.at.Lock()
+		defer b.at.Unlock()
 		delete(b.clients, to.String())
 		up.Close()
 	}()
@@ -353,12 +331,7 @@ func (b *IPMI) back(to net.Addr, up net.Conn) {
 		if err != nil {
 			return
 		}
-		b.mu.Lock()
-		if typ, status := payload(buf[:n]); typ == rakp4 && status == 0 {
-			b.stats.Logins++
-		}
-		b.mu.Unlock()
-		_, _ = b.conn.WriteTo(buf[:n], to)
+		b.send(b.conn, buf[:n], to)
 	}
 }
 
@@ -367,29 +340,22 @@ func (b *IPMI) Addr() net.Addr { return b.conn.LocalAddr() }
 
 func (b *IPMI) String() string { return "virtual IPMI BMC " + b.Addr().String() }
 
-// Stats tells what went through so far.
-func (b *IPMI) Stats() IPMIStats {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.stats
-}
-
-// Drop makes the BMC silent, as if its cable were out.
-func (b *IPMI) Drop(drop bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.drop = drop
+// Lit tells whether the identify light was switched on last.
+func (b *IPMI) Lit() bool {
+	b.at.Lock()
+	defer b.at.Unlock()
+	return b.lit
 }
 
 // Close ends ipmi_sim and everything that serves it. The machine stays as it
 // is.
 func (b *IPMI) Close() error {
-	b.mu.Lock()
+	b.at.Lock()
 	b.closed = true
 	for _, up := range b.clients {
 		up.Close()
 	}
-	b.mu.Unlock()
+	b.at.Unlock()
 	err := b.conn.Close()
 	if b.sim != nil {
 		_ = b.sim.Process.Kill() // it does not end on SIGTERM

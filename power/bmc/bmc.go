@@ -1,5 +1,5 @@
 // Package bmc switches machines through their management controller: IPMI 2.0
-// over LAN (bmclib's ipmitool provider) or Redfish (a small client of its own,
+// over LAN (ipmitool, see docs/decisions/0019-ipmi.md) or Redfish (a client of its own,
 // see docs/decisions/0003-redfish-client.md).
 //
 // Each call opens a session, does one thing and closes it, so that a call is

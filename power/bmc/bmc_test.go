@@ -394,12 +394,3 @@ func parrot(w http.ResponseWriter, q *http.Request) {
 	w.WriteHeader(http.StatusInternalServerError)
 	io.Copy(w, q.Body)
 }
-
-func FuzzIPMIState(f *testing.F) {
-	f.Add("Chassis Power is on\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		if s := ipmiState(text); s != power.Unknown && !strings.Contains(text, "Chassis Power is "+s.String()) {
-			t.Errorf("state %s from %q", s, text)
-		}
-	})
-}

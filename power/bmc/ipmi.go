@@ -4,24 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"strconv"
 	"strings"
-	"time"
-
-	"github.com/bmc-toolbox/bmclib/v2/providers/ipmitool"
+	"sync"
 
 	"smelt/power"
 )
 
-// ipmi is bmclib's ipmitool provider without the rest of bmclib: its client
-// would log in up to eight times through seven providers to find one that
-// works. The provider's verbs begin with reading the state and take a failure
-// for "off" (soft off then succeeds without a word to the machine), so each
-// verb here reads the state itself first and stops when that fails.
+// ipmi speaks IPMI 2.0 over LAN through ipmitool (ipmi_shell.go). A call is
+// one session, in which it asks for bytes ("raw") and reads them by the
+// specification: ipmitool's own words differ between versions, and its exit
+// status is 0 for many a failure. See docs/decisions/0019-ipmi.md.
 type ipmi struct {
 	cfg        Config
 	host, port string
+
+	mu      sync.Mutex
+	sdr     repository // the sensors, read once
+	remarks []string
 }
 
 func newIPMI(c Config) (*ipmi, error) {
@@ -36,160 +35,226 @@ func newIPMI(c Config) (*ipmi, error) {
 		// 0 to 2 and 6 authenticate nobody or send in the clear.
 		return nil, fmt.Errorf("cipher suite %d: want 17, or 3 for a BMC that knows no better", c.CipherSuite)
 	}
+	if len(c.User) > maxUser || strings.ContainsFunc(c.User, unprintable) {
+		return nil, fmt.Errorf("user %q: IPMI takes up to %d printable bytes", c.User, maxUser)
+	}
 	return &ipmi{cfg: c, host: host, port: port}, nil
 }
 
-// session is one use of the BMC: the provider, and the state it read.
-func (i *ipmi) session(ctx context.Context) (*ipmitool.Conn, power.State, error) {
-	password, err := i.cfg.Password(ctx)
-	if err != nil {
-		return nil, power.Unknown, fmt.Errorf("password of the BMC: %w", err)
-	}
-	if len(password) > 20 {
-		return nil, power.Unknown, errors.New("the password has more than 20 bytes, which IPMI 2.0 cannot carry")
-	}
-	host := i.host
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	conn, err := ipmitool.New(host, i.cfg.User, password,
-		ipmitool.WithPort(i.port), ipmitool.WithCipherSuite(strconv.Itoa(i.cfg.CipherSuite)))
-	if err != nil {
-		return nil, power.Unknown, fmt.Errorf("ipmitool (Debian package ipmitool): %w", err)
-	}
-	began := time.Now()
-	text, err := conn.PowerStateGet(ctx)
-	if err != nil {
-		return nil, power.Unknown, i.explain(ctx, err, time.Since(began))
-	}
-	return conn, ipmiState(text), nil
+// The longest user name and password (IPMI 2.0, sections 22.29 and 22.30).
+const (
+	maxUser     = 16
+	maxPassword = 20
+)
+
+func unprintable(r rune) bool { return r < ' ' || r > '~' }
+
+// The commands, as network function and command (IPMI 2.0, appendix G).
+var (
+	getChassisStatus = command{"get chassis status", 0x00, 0x01}
+	chassisControl   = command{"chassis control", 0x00, 0x02}
+	chassisIdentify  = command{"chassis identify", 0x00, 0x04}
+	setRestorePolicy = command{"set power restore policy", 0x00, 0x06}
+	setBootOptions   = command{"set system boot options", 0x00, 0x08}
+	getBootOptions   = command{"get system boot options", 0x00, 0x09}
+)
+
+// chassis is the answer to Get Chassis Status (section 28.2).
+type chassis struct {
+	state    power.State
+	restore  power.RestorePolicy // "" where the BMC does not know
+	light    bool                // the identify light is on
+	lightSet bool                // the BMC tells about the light
 }
 
-// ipmiState reads "Chassis Power is on".
-func ipmiState(text string) power.State {
-	for line := range strings.Lines(text) {
-		switch strings.TrimSpace(line) {
-		case "Chassis Power is on":
-			return power.On
-		case "Chassis Power is off":
-			return power.Off
-		}
+func parseChassis(b []byte) (chassis, error) {
+	if len(b) < 3 {
+		return chassis{}, fmt.Errorf("chassis status of %d bytes, want 3 or more", len(b))
 	}
-	return power.Unknown
+	c := chassis{state: power.Off}
+	if b[0]&0x01 != 0 {
+		c.state = power.On
+	}
+	c.restore = map[byte]power.RestorePolicy{0: power.AlwaysOff, 1: power.LastState, 2: power.AlwaysOn}[b[0]>>5&3]
+	c.lightSet = b[2]&0x40 != 0
+	c.light = b[2]&0x30 != 0
+	return c, nil
 }
 
-// retransmit is how long ipmitool waits before it asks again (bmclib's -N 5).
-const retransmit = 5 * time.Second
-
-// explain finds out why no session came about. ipmitool prints the same line
-// for a refused credential and for silence; but it gives up at once only when
-// the BMC refused, and a BMC that is there answers a question that needs no
-// session.
-func (i *ipmi) explain(ctx context.Context, err error, took time.Duration) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("no answer: %w", ctx.Err())
-	}
-	said := err.Error()
-	switch {
-	case strings.Contains(said, "invalid authentication algorithm"), strings.Contains(said, "no cipher suite"),
-		strings.Contains(said, "no matching cipher suite"):
-		return fmt.Errorf("the BMC does not know cipher suite %d (3 is the older one): %s", i.cfg.CipherSuite, said)
-	case strings.Contains(said, "Unable to establish IPMI v2 / RMCP+ session") &&
-		!strings.Contains(said, "insufficient resources") && took < retransmit && i.alive(ctx):
-		return fmt.Errorf("user %s: %w", i.cfg.User, power.ErrAuth)
-	}
-	return errors.New(said)
-}
-
-// capabilities is Get Channel Authentication Capabilities (IPMI 2.0, section
-// 22.13), which every BMC answers before a session.
-var capabilities = []byte{
-	0x06, 0x00, 0xff, 0x07, // RMCP, class IPMI
-	0x00, 0, 0, 0, 0, 0, 0, 0, 0, 0x09, // no authentication, sequence, session, 9 bytes
-	0x20, 0x18, 0xc8, 0x81, 0x00, 0x38, 0x8e, 0x04, 0xb5,
-}
-
-// alive tells whether something answers IPMI at the address.
-func (i *ipmi) alive(ctx context.Context) bool {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "udp", net.JoinHostPort(i.host, i.port))
+func (s *shell) chassis() (chassis, error) {
+	b, err := s.raw(getChassisStatus)
 	if err != nil {
-		return false
+		return chassis{state: power.Unknown}, err
 	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	buf := make([]byte, 256)
-	for range 3 {
-		if _, err := c.Write(capabilities); err != nil {
-			return false
-		}
-		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-		if n, err := c.Read(buf); err == nil && n > 4 && buf[0] == 0x06 {
-			return true
-		}
-		if ctx.Err() != nil {
-			return false
-		}
-	}
-	return false
+	return parseChassis(b)
 }
 
 func (i *ipmi) State(ctx context.Context) (power.State, error) {
-	_, s, err := i.session(ctx)
-	return s, err
-}
-
-// done words the answer of the provider to a command.
-func done(ctx context.Context, ok bool, err error) error {
-	switch {
-	case err == nil && ok:
-		return nil
-	case ctx.Err() != nil:
-		return fmt.Errorf("no answer: %w", ctx.Err())
-	case err == nil:
-		return errors.New("ipmitool said nothing")
-	}
-	return errors.New(err.Error())
-}
-
-func (i *ipmi) Set(ctx context.Context, s power.State) error {
-	if s != power.On && s != power.Off {
-		return fmt.Errorf("set %s: %w", s, power.ErrUnsupported)
-	}
-	conn, _, err := i.session(ctx)
-	if err != nil {
+	state := power.Unknown
+	err := i.session(ctx, func(s *shell) error {
+		c, err := s.chassis()
+		if err == nil {
+			state = c.state
+		}
 		return err
+	})
+	if err != nil {
+		return power.Unknown, err
 	}
-	ok, err := conn.PowerSet(ctx, s.String())
-	return done(ctx, ok, err)
+	return state, nil
+}
+
+func (i *ipmi) Set(ctx context.Context, want power.State) error {
+	order, ok := map[power.State]byte{power.Off: 0, power.On: 1}[want] // section 28.3
+	if !ok {
+		return fmt.Errorf("set %s: %w", want, power.ErrUnsupported)
+	}
+	return i.session(ctx, func(s *shell) error {
+		_, err := s.raw(chassisControl, order)
+		if errors.Is(err, wrongState) {
+			// Some refuse to switch off what is off.
+			if c, err := s.chassis(); err == nil && c.state == want {
+				return nil
+			}
+		}
+		return err
+	})
 }
 
 func (i *ipmi) SoftOff(ctx context.Context) error {
-	conn, s, err := i.session(ctx)
-	if err != nil {
+	return i.session(ctx, func(s *shell) error {
+		c, err := s.chassis()
+		if err != nil {
+			return err
+		}
+		if c.state != power.On {
+			return fmt.Errorf("shut down: the machine is %s", c.state)
+		}
+		_, err = s.raw(chassisControl, 5) // by ACPI
 		return err
-	}
-	if s != power.On {
-		return fmt.Errorf("shut down: the machine is %s", s)
-	}
-	ok, err := conn.PowerSet(ctx, "soft")
-	return done(ctx, ok, err)
+	})
 }
 
+// The parameters of Set System Boot Options (table 28-14).
+const (
+	bootProgress = 0
+	bootExpiry   = 3
+	bootSeen     = 4
+	bootFlags    = 5
+)
+
+// BootOnce does what "ipmitool chassis bootdev" and Ironic do. The BMC forgets
+// the choice 60 s after it was told, unless it is told not to first.
 func (i *ipmi) BootOnce(ctx context.Context, d power.Device) error {
-	name, ok := map[power.Device]string{power.Network: "pxe", power.Disk: "disk"}[d]
+	from, ok := map[power.Device]byte{power.Network: 1, power.Disk: 2}[d]
 	if !ok {
 		return fmt.Errorf("boot once from %s: %w", d, power.ErrUnsupported)
 	}
-	conn, _, err := i.session(ctx)
-	if err != nil {
-		return err
+	want := []byte{0x80, from << 2, 0, 0, 0} // valid, at the next boot only
+	if i.cfg.UEFI {
+		want[0] |= 0x20
 	}
-	ok, err = conn.BootDeviceSet(ctx, name, false, i.cfg.UEFI)
-	return done(ctx, ok, err)
+	return i.session(ctx, func(s *shell) error {
+		if _, err := s.raw(setBootOptions, bootExpiry, 0x08); err != nil {
+			i.remark("the BMC may forget the boot device after 60 s: %v", err)
+		}
+		// Many BMCs do without the next two.
+		_, inProgress := s.raw(setBootOptions, bootProgress, 1)
+		_, _ = s.raw(setBootOptions, bootSeen, 1, 1) // the BIOS has not seen it
+		_, err := s.raw(setBootOptions, append([]byte{bootFlags}, want...)...)
+		if inProgress == nil {
+			if _, err := s.raw(setBootOptions, bootProgress, 0); err != nil {
+				i.remark("the BMC still believes that boot options are being written: %v", err)
+			}
+		}
+		if err != nil {
+			return unlessKnown(err)
+		}
+		got, err := s.raw(getBootOptions, bootFlags, 0, 0)
+		if err != nil {
+			i.remark("the BMC does not read the boot device back: %v", err)
+			return nil
+		}
+		return i.kept(want, got)
+	})
 }
 
-func (i *ipmi) Readings(context.Context) (power.Readings, error) {
-	return power.Readings{}, fmt.Errorf("readings over IPMI: %w", power.ErrUnsupported)
+// kept holds the boot flags that a BMC reads back against what it was told.
+// Another device is an error; a bit that it does not keep is a remark, because
+// BMCs are seen that clear "valid" in what they read back and obey all the
+// same (ipmi_sim is one).
+func (i *ipmi) kept(want, got []byte) error {
+	if len(got) < 4 || got[1]&0x7f != bootFlags {
+		return fmt.Errorf("boot flags read back as % x", got)
+	}
+	got = got[2:]
+	if a, b := want[1]>>2&0x0f, got[1]>>2&0x0f; a != b {
+		return fmt.Errorf("the BMC took boot device %d and reads back %d (IPMI 2.0, table 28-14)", a, b)
+	}
+	if got[0]&0x80 == 0 {
+		i.remark("the BMC reads the boot device back as not valid")
+	}
+	if want[0]&0x20 != got[0]&0x20 {
+		i.remark("the BMC dropped the choice of a UEFI boot")
+	}
+	if got[0]&0x40 != 0 {
+		return errors.New("the BMC made the boot device permanent, and was told once")
+	}
+	return nil
+}
+
+// unlessKnown words that a BMC does not know a command.
+func unlessKnown(err error) error {
+	if errors.Is(err, unknownCommand) || errors.Is(err, disabledCommand) {
+		return fmt.Errorf("%w: %w", power.ErrUnsupported, err)
+	}
+	return err
+}
+
+// Light names what Identify lights.
+func (i *ipmi) Light() string { return "chassis LED" }
+
+// Identify lights the chassis LED until it is told off; on a BMC that cannot,
+// for 255 s.
+func (i *ipmi) Identify(ctx context.Context, on bool) error {
+	return i.session(ctx, func(s *shell) error {
+		var err error
+		if on {
+			if _, err = s.raw(chassisIdentify, 0, 1); err != nil && !errors.Is(err, errSilent) {
+				_, err = s.raw(chassisIdentify, 255)
+			}
+		} else {
+			_, err = s.raw(chassisIdentify, 0)
+		}
+		if err != nil {
+			return unlessKnown(err)
+		}
+		if c, err := s.chassis(); err == nil && c.lightSet && c.light != on {
+			return fmt.Errorf("the BMC accepted it, and says that the light is %s", onOff(c.light))
+		}
+		return nil
+	})
+}
+
+func onOff(on bool) power.State {
+	if on {
+		return power.On
+	}
+	return power.Off
+}
+
+// remark keeps what is odd and no error, for Remarks.
+func (i *ipmi) remark(format string, a ...any) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.remarks = append(i.remarks, fmt.Sprintf(format, a...))
+}
+
+// Remarks returns what was odd about the calls since it was asked last.
+func (i *ipmi) Remarks() []string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	r := i.remarks
+	i.remarks = nil
+	return r
 }
