@@ -41,7 +41,7 @@ type shell struct {
 const (
 	resend = 3 * time.Second
 	tries  = 4
-		// fed becomes the rest of the command line, fed what comes in and "exit".
+	// fed becomes the rest of the command line, fed what comes in and "exit".
 	fed = `exec 3<&0; exec "$0" "$@" < <(exec 2>/dev/null; cat <&3; echo exit) 3<&-`
 	// parting is how long ipmitool has to close its session.
 	parting = 500 * time.Millisecond
