@@ -63,7 +63,8 @@ var (
 	ErrUnsupported = errors.New("not supported by this controller")
 	ErrAuth        = errors.New("the credential was refused") // never retried: BMCs lock out
 	ErrNotReached  = errors.New("the state was not reached in time")
-	ErrNeedsHuman  = errors.New("a person must do this") // manual driver: a task was opened
+	ErrMismatch    = errors.New("the device is not what the site file says") // nothing was sent; waiting does not mend it
+	ErrNeedsHuman  = errors.New("a person must do this")                     // manual driver: a task was opened
 )
 
 // A Controller is what one driver can do to one machine. Each call talks to
@@ -111,6 +112,13 @@ type Identifier interface {
 	Identify(ctx context.Context, on bool) error
 	// Light names what a person must look for: "chassis LED", "outlet light".
 	Light() string
+}
+
+// A Witness is a Controller that has more to say about its last calls than an
+// error: which of its outlets was told what, which has no name. Notes returns it
+// once; it goes into the evidence of the verb.
+type Witness interface {
+	Notes() []string
 }
 
 // A Logger is a Controller that keeps a log of its own (IPMI SEL, a Redfish

@@ -62,7 +62,7 @@ func (v *Verified) do(ctx context.Context, f func(context.Context) error) error 
 		v.line.giveWay()
 		err := f(limited)
 		switch {
-		case err == nil, errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman):
+		case err == nil, errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman), errors.Is(err, ErrMismatch):
 			v.line.called(true)
 		case errors.Is(err, ErrAuth), ctx.Err() != nil:
 		default:
@@ -124,7 +124,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // final tells errors that waiting or asking again cannot mend.
 func final(err error) bool {
-	return errors.Is(err, ErrAuth) || errors.Is(err, ErrUnsupported) || errors.Is(err, ErrNeedsHuman)
+	return errors.Is(err, ErrAuth) || errors.Is(err, ErrUnsupported) || errors.Is(err, ErrNeedsHuman) || errors.Is(err, ErrMismatch)
 }
 
 // A run is one verb under way.
@@ -143,6 +143,9 @@ func (v *Verified) run(ctx context.Context, verb string, f func(*run) error) (Ev
 	err := v.verb.get(ctx)
 	if err == nil {
 		err = f(r)
+		if w, ok := v.c.(Witness); ok {
+			r.evidence.Notes = append(r.evidence.Notes, w.Notes()...)
+		}
 		v.verb.put()
 	}
 	if r.turns >= toggling {

@@ -123,8 +123,13 @@ func matches(site *config.Site, r config.Rule) []pxe.Match {
 // a human, who gets a task.
 func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.NodeID]*power.Verified, error) {
 	units := map[string]*pdu.Unit{}
+	var nodes []string
+	for _, n := range site.Nodes {
+		nodes = append(nodes, string(n.Name))
+	}
 	for _, p := range site.PDUs {
 		u, err := pdu.NewUnit(pdu.Config{
+			Names: p.Names, Nodes: nodes,
 			Name: p.Name, Address: p.Address, Version: p.Version, Model: p.Model, User: p.User,
 			Community: reveal(secrets, p.Community), Auth: reveal(secrets, p.Auth), Priv: reveal(secrets, p.Priv),
 		})
@@ -161,7 +166,7 @@ func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secre
 	case "pdu":
 		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
 		for _, o := range p.Outlets {
-			outlets = append(outlets, pdu.Outlet{Unit: units[o.PDU], Number: o.Outlet})
+			outlets = append(outlets, pdu.Outlet{Unit: units[o.PDU], Number: o.Outlet, Node: string(n.Name), Place: string(n.Position)})
 		}
 		return pdu.New(outlets...)
 	}

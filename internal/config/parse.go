@@ -245,38 +245,6 @@ func (p *parser) positive(n number, what string) {
 	}
 }
 
-func (p *parser) pdus(raw []rawPDU) []string {
-	where := map[string]int{}
-	var names []string
-	for _, r := range raw {
-		u := PDU{
-			Name: p.word(r.Name), Address: r.Address.v, Model: p.knows(r.Model, "PDU model", p.known.PDUModels),
-			Version: "v2c", Community: SecretRef(r.Community.name), User: r.User.v, Auth: SecretRef(r.Auth.name), Priv: SecretRef(r.Priv.name),
-		}
-		p.unique(where, r.Name.at, "PDU", u.Name)
-		names = append(names, u.Name)
-		if u.Address != "" {
-			if !strings.Contains(u.Address, ":") {
-				u.Address += ":161"
-				r.Address.v = u.Address
-			}
-			p.hostport(r.Address, false)
-		}
-		if r.Version.v != "" {
-			u.Version = r.Version.v
-		}
-		if u.Version == "v3" {
-			p.needs(r.at, "SNMP v3", map[string]at{"user": r.User.at, "auth": r.Auth.at, "priv": r.Priv.at})
-			p.refuses("SNMP v3", map[string]at{"community": r.Community.at})
-		} else {
-			p.needs(r.at, "SNMP "+u.Version, map[string]at{"community": r.Community.at})
-			p.refuses("SNMP "+u.Version, map[string]at{"user": r.User.at, "auth": r.Auth.at, "priv": r.Priv.at})
-		}
-		p.site.PDUs = append(p.site.PDUs, u)
-	}
-	return names
-}
-
 // needs reports keys that must stand beside a choice, refuses those that mean
 // nothing beside it.
 func (p *parser) needs(a at, choice string, keys map[string]at) {
@@ -357,7 +325,7 @@ func rootOf(word string) string {
 
 func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 	classes := slices.Sorted(maps.Keys(p.site.Classes))
-	names, macs, addrs, serials, places, outlets := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}
+	names, macs, addrs, serials, places, outlets := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[rawOutletID]owner{}
 	for _, r := range raw {
 		class := p.site.Classes[p.refer(r.Class, "class", classes)]
 		n := Node{Spec: inventory.Spec{
@@ -404,7 +372,8 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 			p.unique(addrs, r.Address.at, "address", r.Address.v)
 			p.fixedAddress(r, n)
 		}
-		n.Power = p.power(r.Power, pdus, outlets)
+		n.Power = p.power(r.Power, pdus)
+		p.owns(r, outlets)
 		p.site.Nodes = append(p.site.Nodes, n)
 	}
 }
@@ -430,7 +399,7 @@ var driverKeys = map[string]struct{ needs, takes []string }{
 	"manual":  {},
 }
 
-func (p *parser) power(w rawPower, pdus []string, outlets map[string]int) Power {
+func (p *parser) power(w rawPower, pdus []string) Power {
 	if !w.set() {
 		return Power{Driver: "manual"}
 	}
@@ -478,8 +447,6 @@ func (p *parser) power(w rawPower, pdus []string, outlets map[string]int) Power 
 			if o.Outlet.set() && o.Outlet.v < 1 {
 				p.fail(o.Outlet.at, "outlets are counted from 1", "outlet %d", o.Outlet.v)
 			}
-			// The same outlet on two machines switches the wrong one off.
-			p.unique(outlets, o.at, "outlet", o.PDU.v+" "+strconv.Itoa(o.Outlet.v))
 			out.Outlets = append(out.Outlets, Outlet{o.PDU.v, o.Outlet.v})
 		}
 	}

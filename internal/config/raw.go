@@ -108,6 +108,7 @@ type rawPDU struct {
 	User      text      `yaml:"user" doc:"v3: user name"`
 	Auth      secretRef `yaml:"auth" doc:"v3: authentication passphrase (SHA-256)"`
 	Priv      secretRef `yaml:"priv" doc:"v3: privacy passphrase (AES)"`
+	Names     text      `yaml:"names" enum:"check ignore" doc:"check (default): an outlet that people named on the PDU is switched only when its name has the node's name or position in it; ignore: names are not looked at"`
 }
 
 type rawClass struct {
@@ -177,7 +178,7 @@ type rawPower struct {
 type rawOutlet struct {
 	at
 	PDU    text  `yaml:"pdu" need:"yes" doc:"name of a PDU"`
-	Outlet whole `yaml:"outlet" need:"yes" doc:"number of the outlet, from 1"`
+	Outlet whole `yaml:"outlet" need:"yes" doc:"number of the outlet, from 1; on PDUs with levels, two digits for the outlet and two for each level before it that is not the first: 203 is outlet 3 of the second"`
 }
 
 type rawCluster struct {

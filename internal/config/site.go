@@ -120,6 +120,7 @@ type PDU struct {
 	Community  SecretRef
 	User       string
 	Auth, Priv SecretRef
+	Names      string // check, ignore: whether outlet names are held against nodes
 }
 
 // A Class is what is expected of a group of nodes.

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -13,88 +16,95 @@ import (
 	"github.com/slayercat/GoSNMPServer"
 )
 
-// PDUConfig is a switched PDU that speaks SNMP v1 and v2c.
+// PDUConfig is a switched PDU that speaks SNMP v1, v2c and, when it has a user,
+// v3 with SHA-256 and AES.
 type PDUConfig struct {
 	Conn      net.PacketConn // where the agent listens; closed by Close
-	Model     string         // apc-rpdu (AP79xx) or apc-rpdu2 (AP8xxx)
+	Model     string         // one of PDUModels
 	Community string         // for reading and writing
+	ReadOnly  string         // a community that may only read; none when empty
+	User      string         // v3
+	Auth      string         // its authentication passphrase
+	Priv      string         // its privacy passphrase
 	Outlets   []Outlet       // the first is outlet 1
 }
+
+// PDUModels names the families that can be simulated.
+func PDUModels() []string { return slices.Sorted(maps.Keys(pduModels)) }
 
 // An Outlet feeds one machine. A machine on several outlets runs while one of
 // them is on. A nil Power is an empty socket.
 type Outlet struct {
 	Name  string
 	Power Power
-	Watts float64 // what the machine draws while it is on
+	Watts float64        // what the machine draws here while it is on
+	Draw  func() float64 // instead of Watts, when it changes
 }
 
 // OutletFault is what an outlet does instead of what it is told.
 type OutletFault int
 
-// The faults. All of them answer the write with success.
+// The faults. Where nothing else is said they answer the write with success.
 const (
-	OutletObeys    OutletFault = iota
-	OutletIgnores              // does nothing
-	OutletInverts              // off is on, on is off
-	OutletHesitant             // acts after a second
+	OutletObeys         OutletFault = iota
+	OutletIgnores                   // does nothing
+	OutletInverts                   // off is on, on is off
+	OutletHesitant                  // acts after a second, and says nothing of it
+	OutletDelays                    // acts after a second, and says that a command waits
+	OutletNeighbour                 // switches the outlet after it, or before the last
+	OutletBoth                      // switches that one as well
+	OutletRefuses                   // says genErr, and does nothing
+	OutletDeniesAndDoes             // says genErr, and acts
 )
+
+// lag is how late a hesitant outlet acts.
+const lag = time.Second
 
 // PDU is an SNMP agent in front of machines. On is the outlet, not the
 // machine: to switch an outlet on that is on already does nothing, also when
 // the machine behind it has shut itself down.
 type PDU struct {
 	conn    net.PacketConn
+	config  PDUConfig
+	model   pduModel
 	agent   *GoSNMPServer.MasterAgent
 	outlets []*outlet
 	wait    sync.WaitGroup
 
-	mu   sync.Mutex
-	drop bool
-	sets int
+	mu      sync.Mutex
+	drop    int // packets to swallow; below zero all
+	mangle  func(req, reply *gosnmp.SnmpPacket)
+	since   time.Time // when it started
+	sets    int
+	packets int
+	blinked []int
+	closed  bool
 }
 
 type outlet struct {
 	Outlet
 	on    bool
 	fault OutletFault
+	later *later
 }
 
-// A pduModel is where an APC PDU keeps its outlets, from the PowerNet-MIB.
-type pduModel struct {
-	object  string       // sysObjectID
-	control string       // column of commands: 1 on, 2 off, 3 reboot
-	status  string       // column of states
-	state   map[bool]int // words of the status column
-	name    string       // column of outlet names
-	watts   string       // column of outlet watts, "" without metering
-}
-
-var pduModels = map[string]pduModel{
-	"apc-rpdu": {
-		object:  "1.3.6.1.4.1.318.1.3.4.5",
-		control: "1.3.6.1.4.1.318.1.1.12.3.3.1.1.4",
-		status:  "1.3.6.1.4.1.318.1.1.12.3.5.1.1.4",
-		state:   map[bool]int{true: 1, false: 2},
-		name:    "1.3.6.1.4.1.318.1.1.12.3.5.1.1.2",
-	},
-	"apc-rpdu2": {
-		object:  "1.3.6.1.4.1.318.1.3.4.6",
-		control: "1.3.6.1.4.1.318.1.1.26.9.2.4.1.5",
-		status:  "1.3.6.1.4.1.318.1.1.26.9.2.3.1.5",
-		state:   map[bool]int{true: 2, false: 1}, // the other way round than its commands
-		name:    "1.3.6.1.4.1.318.1.1.26.9.2.3.1.3",
-		watts:   "1.3.6.1.4.1.318.1.1.26.9.4.3.1.7",
-	},
+// A later is a delayed command.
+type later struct {
+	on    bool
+	shown bool
+	timer *time.Timer
 }
 
 // StartPDU starts the agent. An outlet starts on when its machine runs.
 func StartPDU(c PDUConfig) (*PDU, error) {
 	model, ok := pduModels[c.Model]
 	if !ok {
-		return nil, fmt.Errorf("virtual PDU: model %q: want apc-rpdu or apc-rpdu2", c.Model)
+		return nil, fmt.Errorf("virtual PDU: model %q: want one of %q", c.Model, PDUModels())
 	}
-	p := &PDU{conn: c.Conn}
+	if model.switches == nil {
+		model.switches = model.index
+	}
+	p := &PDU{conn: c.Conn, config: c, model: model, since: time.Now().Add(-time.Hour)}
 	for _, o := range c.Outlets {
 		out := &outlet{Outlet: o}
 		if o.Power != nil {
@@ -106,15 +116,24 @@ func StartPDU(c PDUConfig) (*PDU, error) {
 		}
 		p.outlets = append(p.outlets, out)
 	}
+	communities := []string{c.Community}
+	if c.ReadOnly != "" {
+		communities = append(communities, c.ReadOnly)
+	}
+	security := GoSNMPServer.SecurityConfig{
+		AuthoritativeEngineID:    GoSNMPServer.SNMPEngineID{EngineIDData: "smelt"},
+		AuthoritativeEngineBoots: 1,
+	}
+	if c.User != "" {
+		communities = append(communities, "") // the context of SNMPv3
+		security.Users = []gosnmp.UsmSecurityParameters{{
+			UserName: c.User, AuthenticationProtocol: gosnmp.SHA256, AuthenticationPassphrase: c.Auth,
+			PrivacyProtocol: gosnmp.AES, PrivacyPassphrase: c.Priv,
+		}}
+	}
 	p.agent = &GoSNMPServer.MasterAgent{
-		SecurityConfig: GoSNMPServer.SecurityConfig{
-			AuthoritativeEngineID: GoSNMPServer.SNMPEngineID{EngineIDData: "smelt"},
-		},
-		SubAgents: []*GoSNMPServer.SubAgent{{
-			CommunityIDs:        []string{c.Community},
-			UserErrorMarkPacket: true,
-			OIDs:                p.oids(model, c.Model),
-		}},
+		SecurityConfig: security,
+		SubAgents:      []*GoSNMPServer.SubAgent{{CommunityIDs: communities, UserErrorMarkPacket: true, OIDs: p.oids()}},
 	}
 	if err := p.agent.ReadyForWork(); err != nil {
 		return nil, fmt.Errorf("virtual PDU: %w", err)
@@ -124,93 +143,214 @@ func StartPDU(c PDUConfig) (*PDU, error) {
 	return p, nil
 }
 
-func (p *PDU) oids(m pduModel, name string) []*GoSNMPServer.PDUValueControlItem {
+const enterprises = "1.3.6.1.4.1."
+
+func (p *PDU) oids() []*GoSNMPServer.PDUValueControlItem {
+	var items []*GoSNMPServer.PDUValueControlItem
 	get := func(oid string, typ gosnmp.Asn1BER, f func() any) *GoSNMPServer.PDUValueControlItem {
-		return &GoSNMPServer.PDUValueControlItem{OID: oid, Type: typ, OnGet: func() (any, error) { return f(), nil }}
-	}
-	items := []*GoSNMPServer.PDUValueControlItem{
-		get("1.3.6.1.2.1.1.1.0", gosnmp.OctetString, func() any { return "Smelt virtual PDU (" + name + ", simulated)" }),
-		get("1.3.6.1.2.1.1.2.0", gosnmp.ObjectIdentifier, func() any { return m.object }),
-		get("1.3.6.1.2.1.1.5.0", gosnmp.OctetString, func() any { return "vpdu" }),
-	}
-	for i, o := range p.outlets {
-		n := "." + strconv.Itoa(i+1)
-		state := func() any {
+		i := &GoSNMPServer.PDUValueControlItem{OID: oid, Type: typ, OnGet: func() (any, error) {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return m.state[o.on]
+			return f(), nil
+		}}
+		items = append(items, i)
+		return i
+	}
+	// A gauge counts steps, or is text when it has none.
+	gauge := func(oid string, step float64, f func() float64) {
+		if step == 0 {
+			get(oid, gosnmp.OctetString, func() any { return strconv.FormatFloat(f(), 'f', 1, 64) })
+			return
 		}
-		items = append(items,
-			get(m.name+n, gosnmp.OctetString, func() any { return o.Name }),
-			get(m.status+n, gosnmp.Integer, state),
-			&GoSNMPServer.PDUValueControlItem{
-				OID: m.control + n, Type: gosnmp.Integer,
-				// What the PDU answers for the command column is its state in
-				// the words of commands.
-				OnGet: func() (any, error) {
-					p.mu.Lock()
-					defer p.mu.Unlock()
-					if o.on {
-						return 1, nil
-					}
-					return 2, nil
-				},
-				OnSet: func(v any) error { return p.set(o, v) },
+		get(oid, gosnmp.Integer, func() any { return int(math.Round(f() / step)) })
+	}
+	decimals := func(oid string, step float64) {
+		get(oid, gosnmp.Gauge32, func() any { return uint32(math.Round(-math.Log10(step))) })
+	}
+	m := p.model
+	get("1.3.6.1.2.1.1.1.0", gosnmp.OctetString, func() any { return "Smelt virtual PDU (" + p.config.Model + ", simulated)" })
+	get("1.3.6.1.2.1.1.2.0", gosnmp.ObjectIdentifier, func() any { return enterprises + m.object })
+	get("1.3.6.1.2.1.1.3.0", gosnmp.TimeTicks, func() any { return uint32(time.Since(p.since) / (10 * time.Millisecond)) })
+	get("1.3.6.1.2.1.1.5.0", gosnmp.OctetString, func() any { return "vpdu" })
+	for n, o := range p.outlets {
+		cell := func(column string) string { return enterprises + column + "." + m.index(n+1) }
+		button := func(column string) string { return enterprises + column + "." + m.switches(n+1) }
+		shows := get(button(m.shows), gosnmp.Integer, func() any { return p.shows(o) })
+		columns := map[string]*GoSNMPServer.PDUValueControlItem{m.shows: shows}
+		for _, c := range m.commands {
+			i := columns[c.column]
+			if i == nil {
+				// What a column of commands shows is the last one, or nothing much.
+				i = get(button(c.column), gosnmp.Integer, func() any { return 0 })
+				columns[c.column] = i
+			}
+			i.OnSet = func(v any) error { return p.set(n, c.column, v) }
+			i.OnCheckPermission = func(_ gosnmp.SnmpVersion, t gosnmp.PDUType, community string) GoSNMPServer.PermissionAllowance {
+				if t == gosnmp.SetRequest && p.config.ReadOnly != "" && community == p.config.ReadOnly {
+					return GoSNMPServer.PermissionAllowanceDenied
+				}
+				return GoSNMPServer.PermissionAllowanceAllowed
+			}
+		}
+		if m.waits != "" {
+			get(cell(m.waits), gosnmp.Integer, func() any {
+				if o.later != nil && o.later.shown {
+					return 1
+				}
+				return 2
 			})
-		if m.watts != "" {
-			items = append(items, get(m.watts+n, gosnmp.Integer, func() any { return p.watts(o) }))
+		}
+		if m.name != "" {
+			get(cell(m.name), gosnmp.OctetString, func() any { return o.Name })
+		}
+		if m.watts.column != "" {
+			gauge(cell(m.watts.column)+m.watts.suffix, m.watts.step, func() float64 { return p.watts(o) })
+		}
+		if m.decimals != "" {
+			decimals(cell(m.decimals)+m.watts.suffix, m.watts.step)
+		}
+	}
+	for _, t := range m.meters {
+		gauge(enterprises+t.oid, t.step, func() float64 { return p.meter(t) })
+		if t.more != "" {
+			decimals(enterprises+t.more, t.step)
 		}
 	}
 	return items
 }
 
-func (p *PDU) watts(o *outlet) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// volts is what every virtual PDU is fed with.
+const volts = 230
+
+// meter is what a meter above outlets shows. p.mu is held.
+func (p *PDU) meter(t pduMeter) float64 {
+	sum := 0.0
+	for i, o := range p.outlets {
+		first := i < (len(p.outlets)+1)/2
+		if t.part == 0 || first == (t.part == 1) {
+			sum += p.watts(o)
+		}
+	}
+	switch t.unit {
+	case 'A':
+		return sum / volts
+	case 'V':
+		return volts
+	}
+	return sum
+}
+
+// shows is the word of an outlet's state. p.mu is held.
+func (p *PDU) shows(o *outlet) int {
+	if o.later != nil && o.later.shown {
+		will := willOff
+		if o.later.on {
+			will = willOn
+		}
+		if w, ok := p.model.words[will]; ok {
+			return w
+		}
+	}
+	return p.model.words[o.on]
+}
+
+// watts is what an outlet gives. p.mu is held.
+func (p *PDU) watts(o *outlet) float64 {
 	if !o.on || o.Power == nil {
 		return 0
 	}
 	if on, err := o.Power.State(context.Background()); err != nil || !on {
 		return 0
 	}
-	return int(o.Watts)
+	if o.Draw != nil {
+		return o.Draw()
+	}
+	return o.Watts
 }
 
-func (p *PDU) set(o *outlet, v any) error {
-	n, ok := v.(int)
+func (p *PDU) set(n int, column string, v any) error {
+	word, ok := v.(int)
 	if !ok {
 		return fmt.Errorf("%T is no integer", v)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sets++
-	var on bool
-	switch n {
-	case 1:
-		on = true
-	case 2:
-	case 3: // reboot: off and on
+	for _, c := range p.model.commands {
+		if c.column == column && c.word == word {
+			return p.do(n, c.verb)
+		}
+	}
+	return fmt.Errorf("command %d is unknown", word)
+}
+
+// do carries out a command. p.mu is held.
+func (p *PDU) do(n int, v verb) error {
+	o := p.outlets[n]
+	on := v == doOn || v == doOnLater
+	switch v {
+	case doReboot: // off and on
 		if err := p.turn(o, false); err != nil {
 			return err
 		}
 		return p.turn(o, true)
-	default:
-		return fmt.Errorf("command %d is unknown", n)
+	case doOnLater, doOffLater:
+		p.delay(o, on, 3*lag, true)
+		return nil
+	case doCancel:
+		p.cancel(o)
+		return nil
+	case doBlink:
+		p.blinked = append(p.blinked, n+1)
+		return nil
+	}
+	beside := p.outlets[max(n-1, 0)]
+	if n+1 < len(p.outlets) {
+		beside = p.outlets[n+1]
 	}
 	switch o.fault {
 	case OutletIgnores:
 		return nil
 	case OutletInverts:
 		on = !on
-	case OutletHesitant:
-		time.AfterFunc(time.Second, func() {
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			_ = p.turn(o, on) // nobody is there to tell
-		})
+	case OutletHesitant, OutletDelays:
+		p.delay(o, on, lag, o.fault == OutletDelays)
 		return nil
+	case OutletNeighbour:
+		return p.turn(beside, on)
+	case OutletBoth:
+		if err := p.turn(beside, on); err != nil {
+			return err
+		}
+	case OutletRefuses:
+		return errors.New("no")
+	case OutletDeniesAndDoes:
+		return errors.Join(p.turn(o, on), errors.New("no"))
 	}
 	return p.turn(o, on)
+}
+
+// delay switches an outlet later. p.mu is held.
+func (p *PDU) delay(o *outlet, on bool, after time.Duration, shown bool) {
+	p.cancel(o)
+	l := &later{on: on, shown: shown}
+	l.timer = time.AfterFunc(after, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if o.later == l && !p.closed {
+			o.later = nil
+			_ = p.turn(o, on) // nobody is there to tell
+		}
+	})
+	o.later = l
+}
+
+// cancel takes a delayed command back. p.mu is held.
+func (p *PDU) cancel(o *outlet) {
+	if o.later != nil {
+		o.later.timer.Stop()
+		o.later = nil
+	}
 }
 
 // turn switches the outlet and, when it is the first or the last one that
@@ -254,7 +394,8 @@ func (p *PDU) serve() {
 }
 
 // answer is the reply to one packet, nil for none. A wrong community gets
-// none, as on real devices. The library panics on some malformed packets.
+// none, as on real devices; so does a wrong key of SNMPv3, which real devices
+// report. The library panics on some malformed packets.
 func (p *PDU) answer(b []byte) (reply []byte) {
 	defer func() {
 		if recover() != nil {
@@ -262,21 +403,55 @@ func (p *PDU) answer(b []byte) (reply []byte) {
 		}
 	}()
 	p.mu.Lock()
-	drop := p.drop
+	p.packets++
+	drop, mangle := p.drop != 0, p.mangle
+	if p.drop > 0 {
+		p.drop--
+	}
 	p.mu.Unlock()
 	if drop {
 		return nil
 	}
-	var g gosnmp.GoSNMP
-	if req, err := g.SnmpDecodePacket(b); err != nil || req.Version == gosnmp.Version3 ||
-		req.Community != p.agent.SubAgents[0].CommunityIDs[0] {
+	g := gosnmp.GoSNMP{SecurityParameters: &gosnmp.UsmSecurityParameters{}} // the library wants one even of v1
+	req, err := g.SnmpDecodePacket(b)
+	if req != nil && req.Version == gosnmp.Version3 {
+		if p.config.User == "" {
+			return nil
+		}
+		if reply, err = p.agent.ResponseForBuffer(b); err != nil {
+			return nil
+		}
+		return reply
+	}
+	if err != nil || req.Community == "" || req.Community != p.config.Community && req.Community != p.config.ReadOnly {
 		return nil
 	}
-	reply, err := p.agent.ResponseForBuffer(b)
-	if err != nil {
+	res, err := p.agent.ResponseForPkt(req)
+	if err != nil || res == nil {
+		return nil
+	}
+	p.dialect(req, res)
+	if mangle != nil {
+		mangle(req, res)
+	}
+	if reply, err = res.MarshalMsg(); err != nil {
 		return nil
 	}
 	return reply
+}
+
+// dialect makes an answer what the version has it: the library speaks of what
+// is not there in the words of SNMPv1.
+func (p *PDU) dialect(req, res *gosnmp.SnmpPacket) {
+	switch {
+	case req.Version == gosnmp.Version1 && res.Error > gosnmp.GenErr:
+		res.Error = gosnmp.NoSuchName // RFC 3584, section 4.3
+	case req.Version == gosnmp.Version1 || res.Error != gosnmp.NoSuchName:
+	case req.PDUType == gosnmp.SetRequest:
+		res.Error = gosnmp.NoCreation
+	default:
+		res.Error, res.ErrorIndex = gosnmp.NoError, 0
+	}
 }
 
 // Addr is where the agent listens.
@@ -298,6 +473,21 @@ func (p *PDU) Turn(n int, on bool) error {
 	return p.turn(p.outlets[n-1], on)
 }
 
+// Later makes an outlet (1 is the first) switch after a while, as when somebody
+// asked for it on the PDU's own page.
+func (p *PDU) Later(n int, on bool, after time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay(p.outlets[n-1], on, after, true)
+}
+
+// Rename gives an outlet (1 is the first) another name.
+func (p *PDU) Rename(n int, name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.outlets[n-1].Name = name
+}
+
 // Fault makes an outlet (1 is the first) misbehave from now on.
 func (p *PDU) Fault(n int, f OutletFault) {
 	p.mu.Lock()
@@ -309,7 +499,35 @@ func (p *PDU) Fault(n int, f OutletFault) {
 func (p *PDU) Drop(drop bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.drop = drop
+	p.drop = 0
+	if drop {
+		p.drop = -1
+	}
+}
+
+// Lose swallows the next n packets.
+func (p *PDU) Lose(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drop = n
+}
+
+// Restart makes its clock begin again. Outlets stay as they are, as on most
+// PDUs; delayed commands are lost.
+func (p *PDU) Restart() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.since = time.Now()
+	for _, o := range p.outlets {
+		p.cancel(o)
+	}
+}
+
+// Mangle changes every answer of SNMP v1 and v2c from now on; nil ends it.
+func (p *PDU) Mangle(f func(req, reply *gosnmp.SnmpPacket)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mangle = f
 }
 
 // Sets is how many commands were written so far.
@@ -319,9 +537,29 @@ func (p *PDU) Sets() int {
 	return p.sets
 }
 
+// Packets is how many packets came so far.
+func (p *PDU) Packets() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.packets
+}
+
+// Blinked are the outlets whose light was told to blink, in order.
+func (p *PDU) Blinked() []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.blinked)
+}
+
 // Close stops the agent. The outlets stay as they are.
 func (p *PDU) Close() error {
 	err := p.conn.Close()
 	p.wait.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, o := range p.outlets {
+		p.cancel(o)
+	}
 	return err
 }

@@ -126,6 +126,7 @@ func TestPDUWithNetSNMP(t *testing.T) {
 			}
 			defer p.Close()
 			m := pduModels[model]
+			control, status := enterprises+m.commands[0].column, enterprises+m.shows
 			snmp := func(program, community string, args ...string) string {
 				cmd := exec.Command(program, append([]string{"-v2c", "-c", community, "-r0", "-t1", "-On", "-Oqv", p.Addr().String()}, args...)...)
 				var said bytes.Buffer
@@ -135,18 +136,18 @@ func TestPDUWithNetSNMP(t *testing.T) {
 				}
 				return said.String()
 			}
-			if got := snmp("snmpget", "hush", "1.3.6.1.2.1.1.2.0"); got != "."+m.object {
+			if got := snmp("snmpget", "hush", "1.3.6.1.2.1.1.2.0"); got != "."+enterprises+m.object {
 				t.Fatalf("sysObjectID %q", got)
 			}
-			if got := snmp("snmpset", "public", m.control+".1", "i", "1"); !strings.Contains(got, "No Response") || one.On() {
+			if got := snmp("snmpset", "public", control+".1", "i", "1"); !strings.Contains(got, "No Response") || one.On() {
 				t.Fatalf("wrong community: %q, on %v", got, one.On())
 			}
-			set := func(n, v string) { snmp("snmpset", "hush", m.control+"."+n, "i", v) }
+			set := func(n, v string) { snmp("snmpset", "hush", control+"."+n, "i", v) }
 			set("1", "1")
 			if !one.On() || two.On() || !p.On(1) {
 				t.Fatal("outlet 1 on did not start machine 1 alone")
 			}
-			if got := snmp("snmpget", "hush", m.status+".1"); got != map[string]string{"apc-rpdu": "1", "apc-rpdu2": "2"}[model] {
+			if got := snmp("snmpget", "hush", status+".1"); got != map[string]string{"apc-rpdu": "1", "apc-rpdu2": "2"}[model] {
 				t.Errorf("status word of an outlet that is on: %q", got)
 			}
 			if err := one.Shutdown(t.Context()); err != nil {
@@ -171,7 +172,7 @@ func TestPDUWithNetSNMP(t *testing.T) {
 			if !p.On(1) {
 				t.Error("a deaf outlet obeyed")
 			}
-			if got := snmp("snmpset", "hush", m.control+".1", "i", "9"); p.On(1) != true || !strings.Contains(got, "genError") {
+			if got := snmp("snmpset", "hush", control+".1", "i", "9"); p.On(1) != true || !strings.Contains(got, "genError") {
 				t.Errorf("unknown command: %q", got)
 			}
 		})

@@ -1,110 +1,202 @@
 package pdu
 
 import (
+	"bytes"
+	_ "embed"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
+
+	"gopkg.in/yaml.v3"
 )
 
-// A model is where one family of PDUs keeps its outlets. An OID ends in the
-// outlet number, after what the family puts before it.
-//
-// The OIDs and words come from the named MIBs and from drivers that ran on the
-// real devices. Two families were driven here, as simulations: apc-rpdu and
-// apc-rpdu2; the others were read, not run.
+//go:embed models.yaml
+var modelsYAML []byte
+
+// models lists every family, in the order of models.yaml.
+var models = mustParse(modelsYAML)
+
+// A model is where one family of PDUs keeps its outlets, and in which words.
+// models.yaml says what the fields mean.
 type model struct {
-	name    string
-	objects []string // prefixes of sysObjectID that belong to it
-
-	on, off write // commands
-	status  string
-	isOn    []int
-	isOff   []int
-	label   string // outlet names, "" where not known
-	watts   string // outlet watts, "" where there is no such meter
+	Name    string    `yaml:"name"`
+	Devices string    `yaml:"devices"`
+	Objects []string  `yaml:"objects"`
+	On      command   `yaml:"on"`
+	Off     command   `yaml:"off"`
+	Cancel  []command `yaml:"cancel"`
+	State   words     `yaml:"state"`
+	Pending *idle     `yaml:"pending"`
+	Label   column    `yaml:"label"`
+	Watts   *gauge    `yaml:"watts"`
+	Amps    *gauge    `yaml:"amps"`
+	Blink   *command  `yaml:"blink"`
+	Meters  []meter   `yaml:"meters"`
+	Source  string    `yaml:"source"`
+	Run     string    `yaml:"run"`
 }
 
-// A write is one value to one column.
-type write struct {
-	column string
-	value  int
+// A command is one value to one column.
+type command struct {
+	At   column `yaml:"at"`
+	Word int    `yaml:"word"`
 }
 
-// at is the OID of a column for one outlet.
-func at(column string, outlet int) string { return fmt.Sprintf("%s.%d", column, outlet) }
+// words are what a state column says.
+type words struct {
+	At      column `yaml:"at"`
+	On      []int  `yaml:"on"`
+	Off     []int  `yaml:"off"`
+	Pending []int  `yaml:"pending"`
+}
 
-const (
-	apc     = "1.3.6.1.4.1.318.1.1"
-	apcKind = "1.3.6.1.4.1.318.1.3.4"
-	eaton   = "1.3.6.1.4.1.534.6.6.7"
-	raritan = "1.3.6.1.4.1.13742.6"
-	sentry3 = "1.3.6.1.4.1.1718.3"
-	sentry4 = "1.3.6.1.4.1.1718.4"
-	vertiv  = "1.3.6.1.4.1.21239.5.2"
+// idle is a column that says whether a delayed command waits.
+type idle struct {
+	At   column `yaml:"at"`
+	Idle []int  `yaml:"idle"`
+}
+
+// A gauge is a measured column.
+type gauge struct {
+	At     column  `yaml:"at"`
+	Scale  float64 `yaml:"scale"`  // 0 is 1
+	Digits column  `yaml:"digits"` // decimals of the value
+	Valid  column  `yaml:"valid"`  // 1 while the value means something
+}
+
+// A meter is what is measured above outlets, for each inlet, phase or bank.
+type meter struct {
+	Level string `yaml:"level"`
+	Watts *gauge `yaml:"watts"`
+	Amps  *gauge `yaml:"amps"`
+	Volts *gauge `yaml:"volts"`
+}
+
+// gauges are those that m has.
+func (m meter) gauges() []*gauge {
+	var out []*gauge
+	for _, g := range []*gauge{m.Watts, m.Amps, m.Volts} {
+		if g != nil {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+func mustParse(data []byte) []model {
+	ms, err := parseModels(data)
+	if err != nil {
+		panic("pdu: models.yaml: " + err.Error()) // embedded, and held by a test
+	}
+	return ms
+}
+
+// The values of run, and of a meter's level.
+var (
+	runs   = []string{"snmpd and simulated", "simulated", "read"}
+	levels = []string{"inlet", "phase", "bank", "phase or bank"}
 )
 
-// one is a model whose commands are two words of one column.
-func one(name, control string, on, off int, status string, isOn, isOff int, objects ...string) model {
-	return model{
-		name: name, objects: objects, on: write{control, on}, off: write{control, off},
-		status: status, isOn: []int{isOn}, isOff: []int{isOff},
+func parseModels(data []byte) ([]model, error) {
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	d.KnownFields(true)
+	var ms []model
+	if err := d.Decode(&ms); err != nil {
+		return nil, err
 	}
+	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("more than one document")
+	}
+	owner := map[string]string{}
+	names := map[string]bool{}
+	for _, m := range ms {
+		if err := m.check(); err != nil {
+			return nil, fmt.Errorf("model %q: %w", m.Name, err)
+		}
+		if names[m.Name] {
+			return nil, fmt.Errorf("model %q stands twice", m.Name)
+		}
+		names[m.Name] = true
+		for _, o := range m.Objects {
+			if owner[o] != "" {
+				return nil, fmt.Errorf("sysObjectID %s is %q and %q", o, owner[o], m.Name)
+			}
+			owner[o] = m.Name
+		}
+	}
+	return ms, nil
 }
 
-func (m model) with(label, watts string) model {
-	m.label, m.watts = label, watts
-	return m
+// check finds what would switch blindly: a word for on and for off, a column
+// without a place for the outlet.
+func (m model) check() error {
+	switch {
+	case m.Name == "" || m.Devices == "" || m.Source == "":
+		return errors.New("name, devices and source are needed")
+	case !slices.Contains(runs, m.Run):
+		return fmt.Errorf("run %q: want one of %q", m.Run, runs)
+	case len(m.Objects) == 0:
+		return errors.New("no sysObjectID")
+	case !m.On.At.ofOutlet() || !m.Off.At.ofOutlet() || !m.State.At.ofOutlet():
+		return errors.New("on, off and state are needed, each with a place for the outlet's number")
+	case m.On == m.Off:
+		return errors.New("on and off are the same command")
+	case len(m.State.On) == 0 || len(m.State.Off) == 0:
+		return errors.New("a state needs words for on and off")
+	case m.Pending != nil && (!m.Pending.At.ofOutlet() || len(m.Pending.Idle) == 0):
+		return errors.New("pending needs a column and the words for no")
+	case m.Label.set() && !m.Label.ofOutlet():
+		return errors.New("label has no place for the outlet's number")
+	}
+	for _, o := range m.Objects {
+		if _, err := parseOID(o); err != nil {
+			return fmt.Errorf("sysObjectID: %w", err)
+		}
+	}
+	seen := map[int]bool{}
+	for _, w := range slices.Concat(m.State.On, m.State.Off, m.State.Pending) {
+		if seen[w] {
+			return fmt.Errorf("the state word %d means two things", w)
+		}
+		seen[w] = true
+	}
+	for _, c := range append(slices.Clone(m.Cancel), blinks(m)...) {
+		if !c.At.ofOutlet() || c == m.On || c == m.Off {
+			return errors.New("cancel or blink has no place for the outlet's number, or switches")
+		}
+	}
+	for _, g := range []*gauge{m.Watts, m.Amps} {
+		if g != nil && (!g.At.ofOutlet() || g.Scale < 0) {
+			return errors.New("watts or amps without a place for the outlet's number, or with a negative scale")
+		}
+	}
+	for _, t := range m.Meters {
+		if !slices.Contains(levels, t.Level) || len(t.gauges()) == 0 {
+			return fmt.Errorf("a meter of level %q: want one of %q, and something measured", t.Level, levels)
+		}
+		for _, g := range t.gauges() {
+			if !g.At.any() || g.Scale < 0 {
+				return fmt.Errorf("a meter of level %q: want [*] in its column and no negative scale", t.Level)
+			}
+		}
+	}
+	return nil
 }
 
-// models lists every family. The words of commands and of states are often
-// not the same: an rPDU2 switches on with 1 and says 2 when it is on.
-var models = []model{
-	// PowerNet-MIB: sPDUOutletCtl; OpenStack Ironic, driver apc_masterswitch.
-	one("apc-masterswitch", apc+".4.4.2.1.3", 1, 2, apc+".4.4.2.1.3", 1, 2,
-		apcKind+".1", apcKind+".2", apcKind+".3").with(apc+".4.5.2.1.3", ""),
-	// PowerNet-MIB: rPDUOutletControlOutletCommand, rPDUOutletStatusOutletState
-	// (AP79xx); 4 to 7 are delayed and pending.
-	one("apc-rpdu", apc+".12.3.3.1.1.4", 1, 2, apc+".12.3.5.1.1.4", 1, 2,
-		apcKind+".5").with(apc+".12.3.5.1.1.2", ""),
-	// PowerNet-MIB: rPDU2OutletSwitchedControlCommand, rPDU2OutletSwitchedStatusState
-	// (AP8xxx, sysObjectID seen on an AP8932): state words are inverted.
-	one("apc-rpdu2", apc+".26.9.2.4.1.5", 1, 2, apc+".26.9.2.3.1.5", 2, 1,
-		apcKind+".6").with(apc+".26.9.2.3.1.3", apc+".26.9.4.3.1.7"),
-	// EATON-EPDU-MIB: outletControlOffCmd and OnCmd take a delay, 0 is now; the
-	// index begins with the strapping index, 0 on a PDU that stands alone.
-	{
-		name: "eaton", objects: []string{eaton},
-		on: write{eaton + ".6.6.1.4.0", 0}, off: write{eaton + ".6.6.1.3.0", 0},
-		status: eaton + ".6.6.1.2.0", isOn: []int{1}, isOff: []int{0},
-	},
-	// PDU2-MIB (PX2, PX3): switchingOperation, outletSwitchingState.
-	one("raritan", raritan+".4.1.2.1.2.1", 1, 0, raritan+".4.1.2.1.3.1", 7, 8,
-		raritan).with(raritan+".3.5.3.1.3.1", ""),
-	// Sentry3-MIB: outletControlAction, outletStatus; tower and infeed 1.
-	one("servertech3", sentry3+".2.3.1.11.1.1", 1, 2, sentry3+".2.3.1.5.1.1", 1, 0,
-		sentry3).with(sentry3+".2.3.1.3.1.1", ""),
-	// Sentry4-MIB: st4OutletControlAction, st4OutletControlState; unit and cord 1.
-	one("servertech4", sentry4+".1.8.5.1.2.1.1", 1, 2, sentry4+".1.8.5.1.1.1.1", 11, 10,
-		sentry4).with("", sentry4+".1.8.3.1.9.1.1"),
-	// VERTIV-V5-MIB (Geist): 2 is on, 4 is off; sonic-net/sonic-mgmt.
-	one("vertiv", vertiv+".3.5.1.6", 2, 4, vertiv+".3.5.1.4", 1, 2,
-		vertiv).with(vertiv+".3.5.1.3", vertiv+".3.6.1.12"),
-	// CPS-MIB: ePDUOutletControlOutletCommand.
-	one("cyberpower", "1.3.6.1.4.1.3808.1.1.3.3.3.1.1.4", 1, 2, "1.3.6.1.4.1.3808.1.1.3.3.3.1.1.4", 1, 2,
-		"1.3.6.1.4.1.3808.1.1.3"),
-	// Ironic, driver teltronix.
-	one("teltronix", "1.3.6.1.4.1.23620.1.2.2.1.4", 2, 1, "1.3.6.1.4.1.23620.1.2.2.1.4", 2, 1,
-		"1.3.6.1.4.1.23620"),
-	// Ironic, driver baytech_mrp27; unit 1.
-	one("baytech", "1.3.6.1.4.1.4779.1.3.5.3.1.3.1", 1, 0, "1.3.6.1.4.1.4779.1.3.5.3.1.3.1", 1, 0,
-		"1.3.6.1.4.1.4779"),
+func blinks(m model) []command {
+	if m.Blink == nil {
+		return nil
+	}
+	return []command{*m.Blink}
 }
 
 // Models names every model that Config.Model may be.
 func Models() []string {
 	var names []string
 	for _, m := range models {
-		names = append(names, m.name)
+		names = append(names, m.Name)
 	}
 	return names
 }
@@ -114,12 +206,21 @@ func under(oid, prefix string) bool {
 	return oid == prefix || strings.HasPrefix(oid, prefix+".")
 }
 
-// modelOf is the model that a sysObjectID belongs to.
-func modelOf(object string) (model, bool) {
-	for _, m := range models {
-		if slices.ContainsFunc(m.objects, func(p string) bool { return under(object, p) }) {
-			return m, true
+// modelOf is the model that a sysObjectID belongs to: the one with the longest
+// prefix.
+func modelOf(object string) (*model, bool) {
+	object, ok := strings.CutPrefix(strings.TrimPrefix(object, "."), enterprises+".")
+	if !ok {
+		return nil, false
+	}
+	var found *model
+	longest := 0
+	for i, m := range models {
+		for _, o := range m.Objects {
+			if under(object, o) && len(o) > longest {
+				found, longest = &models[i], len(o)
+			}
 		}
 	}
-	return model{}, false
+	return found, found != nil
 }

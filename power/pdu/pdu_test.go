@@ -1,14 +1,11 @@
 package pdu
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,11 +20,16 @@ import (
 	"smelt/power/powertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(passEnv); dir != "" {
+		os.Exit(pass(dir, os.Stdin, os.Stdout))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func is(s string) Secret { return func(context.Context) (string, error) { return s, nil } }
 
-func udp(t *testing.T) net.PacketConn {
+func udp(t testing.TB) net.PacketConn {
 	t.Helper()
 	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
@@ -36,9 +38,10 @@ func udp(t *testing.T) net.PacketConn {
 	return c
 }
 
-func start(t *testing.T, model string, outlets ...vbmc.Outlet) *vbmc.PDU {
+func start(t testing.TB, model string, outlets ...vbmc.Outlet) *vbmc.PDU {
 	t.Helper()
-	p, err := vbmc.StartPDU(vbmc.PDUConfig{Conn: udp(t), Model: model, Community: "hush", Outlets: outlets})
+	p, err := vbmc.StartPDU(vbmc.PDUConfig{Conn: udp(t), Model: model, Community: "hush", ReadOnly: "public",
+		User: "admin", Auth: "authentic-42", Priv: "private-4242", Outlets: outlets})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +49,7 @@ func start(t *testing.T, model string, outlets ...vbmc.Outlet) *vbmc.PDU {
 	return p
 }
 
-func unit(t *testing.T, c Config) *Unit {
+func unit(t testing.TB, c Config) *Unit {
 	t.Helper()
 	if c.Version == "" {
 		c.Version = "v2c"
@@ -54,7 +57,12 @@ func unit(t *testing.T, c Config) *Unit {
 	if c.Community == nil {
 		c.Community = is("hush")
 	}
-	c.Name = "pdu1"
+	if c.Version == "v3" && c.User == "" {
+		c.User, c.Auth, c.Priv = "admin", is("authentic-42"), is("private-4242")
+	}
+	if c.Name == "" {
+		c.Name = "pdu1"
+	}
 	u, err := NewUnit(c)
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +70,7 @@ func unit(t *testing.T, c Config) *Unit {
 	return u
 }
 
-func controller(t *testing.T, outlets ...Outlet) *Controller {
+func controller(t testing.TB, outlets ...Outlet) *Controller {
 	t.Helper()
 	c, err := New(outlets...)
 	if err != nil {
@@ -71,21 +79,39 @@ func controller(t *testing.T, outlets ...Outlet) *Controller {
 	return c
 }
 
+// brisk are limits for a device that answers at once.
+var brisk = power.Limits{Reach: 500 * time.Millisecond, Poll: 20 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond}
+
+// Every family against its simulation.
 func TestConformance(t *testing.T) {
-	for _, v := range []struct{ model, version string }{{"apc-rpdu", "v1"}, {"apc-rpdu", "v2c"}, {"apc-rpdu2", "v2c"}} {
+	runs := []struct{ model, version string }{{"apc-rpdu", "v1"}, {"servertech3", "v1"}, {"apc-rpdu2", "v3"}}
+	for _, m := range Models() {
+		runs = append(runs, struct{ model, version string }{m, "v2c"})
+	}
+	for _, v := range runs {
 		t.Run(v.model+" "+v.version, func(t *testing.T) {
 			t.Parallel()
 			powertest.Run(t, func(t *testing.T) (power.Controller, powertest.Hardware) {
-				var m vbmc.Switch
-				p := start(t, v.model, vbmc.Outlet{Name: "spare"}, vbmc.Outlet{Name: "rig-01 left", Power: &m}, vbmc.Outlet{Name: "rig-01 right", Power: &m})
-				u := unit(t, Config{Address: p.Addr().String(), Model: v.model, Version: v.version})
-				on := func(u *Unit) *Controller {
-					return controller(t, Outlet{Unit: u, Number: 2, Label: "rig-01"}, Outlet{Unit: u, Number: 3, Label: "rig-01"})
+				var m, other vbmc.Switch
+				outlets := []vbmc.Outlet{{Name: "spare"}, {Name: "rig-01 left", Power: &m}, {Name: "rig-02", Power: &other}}
+				for range 6 {
+					outlets = append(outlets, vbmc.Outlet{})
 				}
+				outlets = append(outlets, vbmc.Outlet{Name: "rig-01 right", Power: &m}) // behind the gap of an ATEN
+				p := start(t, v.model, outlets...)
+				u := unit(t, Config{Address: p.Addr().String(), Model: v.model, Version: v.version, Nodes: []string{"rig-01", "rig-02"}})
+				on := func(u *Unit) *Controller {
+					return controller(t, Outlet{Unit: u, Number: 2, Node: "rig-01"}, Outlet{Unit: u, Number: 10, Node: "rig-01"})
+				}
+				t.Cleanup(func() {
+					if other.On() {
+						t.Error("another machine was switched on")
+					}
+				})
 				return on(u), powertest.Hardware{
 					On: m.On,
 					Turn: func(on bool) {
-						for n := 2; n <= 3; n++ {
+						for _, n := range []int{2, 10} {
 							if err := p.Turn(n, on); err != nil {
 								t.Error(err)
 							}
@@ -108,7 +134,8 @@ func TestConformance(t *testing.T) {
 func TestTwoCords(t *testing.T) {
 	var m vbmc.Switch
 	a, b := start(t, "apc-rpdu", vbmc.Outlet{Power: &m}), start(t, "apc-rpdu2", vbmc.Outlet{}, vbmc.Outlet{Power: &m})
-	c := controller(t, Outlet{Unit: unit(t, Config{Address: a.Addr().String()}), Number: 1}, Outlet{Unit: unit(t, Config{Address: b.Addr().String()}), Number: 2})
+	ua, ub := unit(t, Config{Name: "a", Address: a.Addr().String()}), unit(t, Config{Name: "b", Address: b.Addr().String()})
+	c := controller(t, Outlet{Unit: ua, Number: 1}, Outlet{Unit: ub, Number: 2})
 	if err := a.Turn(1, true); err != nil {
 		t.Fatal(err)
 	}
@@ -119,66 +146,123 @@ func TestTwoCords(t *testing.T) {
 	if err := b.Turn(2, true); err != nil {
 		t.Fatal(err)
 	}
-	v := power.Verify(c, power.Limits{Reach: 300 * time.Millisecond, Poll: 20 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond})
-	if _, err := v.Cycle(t.Context(), 0); !errors.Is(err, power.ErrNotReached) || a.On(1) {
+	v := power.Verify(c, brisk)
+	e, err := v.Cycle(t.Context(), 0)
+	if !errors.Is(err, power.ErrNotReached) || a.On(1) {
 		t.Errorf("one outlet is deaf: error %v, the other one on %v; want it left off", err, a.On(1))
 	}
+	if notes := strings.Join(e.Notes, "\n"); !strings.Contains(notes, "pdu a outlet 1: told to switch off") || !strings.Contains(notes, "pdu b outlet 2: told to switch off") {
+		t.Errorf("the evidence does not name both outlets: %q", notes)
+	}
 	b.Fault(2, vbmc.OutletObeys)
-	a.Drop(true)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if s, err := c.State(ctx); err == nil || s != power.Unknown {
-		t.Errorf("one PDU is gone: state %s, error %v", s, err)
+
+	// One refuses: the other one is told all the same, and the error says which.
+	b.Fault(2, vbmc.OutletRefuses)
+	if err := a.Turn(1, true); err != nil {
+		t.Fatal(err)
+	}
+	err = c.Set(t.Context(), power.Off)
+	if err == nil || !strings.Contains(err.Error(), "pdu b outlet 2: switch off") || strings.Contains(err.Error(), "pdu a outlet") || a.On(1) {
+		t.Errorf("one refuses: %v, the other one on %v", err, a.On(1))
+	}
+	if notes := c.Notes(); !slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "pdu a outlet 1: told to switch off") }) {
+		t.Errorf("notes %q", notes)
+	}
+	if s, err := c.State(t.Context()); err != nil || s != power.On {
+		t.Errorf("one of two outlets still on: state %s, error %v", s, err)
+	}
+	b.Fault(2, vbmc.OutletObeys)
+
+	// One waits for a delay: neither on nor off, while the other is off.
+	if err := b.Turn(2, false); err != nil {
+		t.Fatal(err)
+	}
+	b.Later(2, true, time.Minute)
+	if s, err := c.State(t.Context()); err != nil || s != power.Unknown {
+		t.Errorf("one off, one about to change: state %s, error %v", s, err)
+	}
+
+	// One PDU is gone: the state is not known, and the other one is left alone.
+	b.Restart()
+	b.Drop(true)
+	before := a.Sets()
+	for _, call := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := c.State(ctx); return err },
+		func(ctx context.Context) error { return c.Set(ctx, power.On) },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if err := call(ctx); err == nil || !strings.Contains(err.Error(), "pdu b") {
+			t.Errorf("one PDU is gone: error %v", err)
+		}
+		cancel()
+	}
+	if a.Sets() != before || m.On() {
+		t.Error("one PDU is gone, and the other one was switched")
 	}
 }
 
-func TestLies(t *testing.T) {
-	limits := power.Limits{Reach: 500 * time.Millisecond, Poll: 20 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond}
-	for name, l := range map[string]struct {
-		fault vbmc.OutletFault
-		reach time.Duration
-		err   error
-	}{
-		"ignores":  {vbmc.OutletIgnores, 0, power.ErrNotReached},
-		"inverts":  {vbmc.OutletInverts, 0, power.ErrNotReached},
-		"hesitant": {vbmc.OutletHesitant, 5 * time.Second, nil},
-		"too slow": {vbmc.OutletHesitant, 0, power.ErrNotReached},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			var m vbmc.Switch
-			p := start(t, "apc-rpdu2", vbmc.Outlet{Power: &m})
-			p.Fault(1, l.fault)
-			limits := limits
-			if l.reach > 0 {
-				limits.Reach = l.reach
+// Two machines on the same two PDUs, named in opposite order, never wait for
+// each other.
+func TestManyAtOnce(t *testing.T) {
+	var machines [8]vbmc.Switch
+	var outlets []vbmc.Outlet
+	for i := range machines {
+		outlets = append(outlets, vbmc.Outlet{Power: &machines[i]})
+	}
+	a, b := start(t, "apc-rpdu2", outlets...), start(t, "vertiv", outlets...)
+	ua, ub := unit(t, Config{Name: "a", Address: a.Addr().String()}), unit(t, Config{Name: "b", Address: b.Addr().String()})
+	a.Fault(3, vbmc.OutletHesitant) // moves while others are watched
+	var wg sync.WaitGroup
+	began := time.Now()
+	for i := range machines {
+		on := []Outlet{{Unit: ua, Number: i + 1}, {Unit: ub, Number: i + 1}}
+		if i%2 == 1 {
+			slices.Reverse(on)
+		}
+		v := power.Verify(controller(t, on...), power.Limits{Reach: 10 * time.Second, Poll: 20 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond})
+		wg.Go(func() {
+			if e, err := v.Cycle(t.Context(), 0); err != nil {
+				t.Errorf("%v, %+v", err, e)
 			}
-			v := power.Verify(controller(t, Outlet{Unit: unit(t, Config{Address: p.Addr().String()}), Number: 1}), limits)
-			if _, err := v.On(t.Context()); !errors.Is(err, l.err) || m.On() != (l.err == nil) || p.Sets() != 1 {
-				t.Errorf("error %v, machine on %v, %d commands; want %v and one command", err, m.On(), p.Sets(), l.err)
+			if e, err := v.Off(t.Context()); err != nil {
+				t.Errorf("%v, %+v", err, e)
 			}
 		})
+	}
+	wg.Wait()
+	t.Logf("%d machines cycled and switched off within %v", len(machines), time.Since(began))
+	for i := range machines {
+		if machines[i].On() {
+			t.Errorf("machine %d is on", i+1)
+		}
 	}
 }
 
 // Nothing is written to a device that is not what the site says.
 func TestRefusesToWrite(t *testing.T) {
+	t.Parallel()
 	var m vbmc.Switch
-	p := start(t, "apc-rpdu", vbmc.Outlet{Name: "rig-10", Power: &m})
+	p := start(t, "apc-rpdu", vbmc.Outlet{Name: "rig-10", Power: &m}, vbmc.Outlet{})
 	at := p.Addr().String()
+	sentry := start(t, "servertech3", vbmc.Outlet{}).Addr().String()
 	other := otherDevice(t, "1.3.6.1.4.1.8072.3.2.10") // a Linux host
+	ups := otherDevice(t, "1.3.6.1.4.1.476.1.42")      // says that it is an Emerson, has no outlets
 	for name, c := range map[string]struct {
 		outlet Outlet
 		says   string
 	}{
-		"another model":  {Outlet{Unit: unit(t, Config{Address: at, Model: "apc-rpdu2"}), Number: 1}, "the site says that it is a apc-rpdu2"},
-		"no PDU at all":  {Outlet{Unit: unit(t, Config{Address: other}), Number: 1}, "no model that Smelt knows"},
-		"no such outlet": {Outlet{Unit: unit(t, Config{Address: at}), Number: 9}, "no such outlet"},
-		"another name":   {Outlet{Unit: unit(t, Config{Address: at}), Number: 1, Label: "rig-1"}, `the PDU calls it "rig-10", not "rig-1"`},
+		"another model":     {Outlet{Unit: unit(t, Config{Address: at, Model: "apc-rpdu2"}), Number: 1}, "there it is a apc-rpdu2, sysObjectID 1.3.6.1.4.1.318.1.3.4.5 says apc-rpdu"},
+		"no PDU at all":     {Outlet{Unit: unit(t, Config{Address: other}), Number: 1}, "no model that Smelt knows, so nothing is switched; it knows apc-masterswitch"},
+		"no outlets":        {Outlet{Unit: unit(t, Config{Address: ups}), Number: 1}, "this emerson says nothing of an outlet 1"},
+		"beyond the last":   {Outlet{Unit: unit(t, Config{Address: at}), Number: 9}, "there is no outlet 9: this apc-rpdu has 2, from 1 to 2"},
+		"a number too much": {Outlet{Unit: unit(t, Config{Address: sentry}), Number: 101}, "there is no outlet 101"},
+		"no such tower":     {Outlet{Unit: unit(t, Config{Address: sentry}), Number: 20101}, "there is no outlet 20101: this servertech3 has 1"},
+		"another name":      {Outlet{Unit: unit(t, Config{Address: at}), Number: 1, Node: "rig-1"}, `the PDU calls it "rig-10", not rig-1`},
+		"another node":      {Outlet{Unit: unit(t, Config{Address: at, Nodes: []string{"rig-1", "rig-10"}}), Number: 1, Node: "rig-1"}, `that is node rig-10, not rig-1`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, s := range []power.State{power.On, power.Off} {
-				if err := controller(t, c.outlet).Set(t.Context(), s); err == nil || !strings.Contains(err.Error(), c.says) {
+				if err := controller(t, c.outlet).Set(t.Context(), s); !errors.Is(err, power.ErrMismatch) || !strings.Contains(err.Error(), c.says) {
 					t.Errorf("set %s: error %v, want %q", s, err, c.says)
 				}
 			}
@@ -187,15 +271,25 @@ func TestRefusesToWrite(t *testing.T) {
 	if p.Sets() != 0 || m.On() {
 		t.Errorf("%d commands were written", p.Sets())
 	}
-	wrong := unit(t, Config{Address: at, Community: is("public")})
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-	defer cancel()
-	if err := controller(t, Outlet{Unit: wrong, Number: 1}).Set(ctx, power.On); err == nil || m.On() {
+	// A wrong community is silence, and the error says so.
+	wrong := unit(t, Config{Address: at, Community: is("wrong")})
+	if err := controller(t, Outlet{Unit: wrong, Number: 1}).Set(t.Context(), power.On); err == nil || !strings.Contains(err.Error(), "a wrong community looks like that too") || errors.Is(err, power.ErrAuth) || m.On() {
 		t.Errorf("a wrong community: error %v, machine on %v", err, m.On())
+	}
+	// One that may only read is refused when it writes.
+	for version, want := range map[string]string{"v2c": "NoAccess", "v1": "may this community or user write?"} {
+		read := unit(t, Config{Address: at, Version: version, Community: is("public")})
+		err := controller(t, Outlet{Unit: read, Number: 1}).Set(t.Context(), power.On)
+		if err == nil || !strings.Contains(err.Error(), want) || (version == "v2c") != errors.Is(err, power.ErrAuth) {
+			t.Errorf("%s: a community that may only read: %v", version, err)
+		}
+	}
+	if p.Sets() != 0 || m.On() {
+		t.Errorf("%d commands were written", p.Sets())
 	}
 }
 
-// otherDevice answers every request with a sysObjectID.
+// otherDevice has a sysObjectID and nothing else.
 func otherDevice(t *testing.T, object string) string {
 	conn := udp(t)
 	var wait sync.WaitGroup
@@ -213,8 +307,17 @@ func otherDevice(t *testing.T, object string) string {
 			if err != nil {
 				continue
 			}
-			p.PDUType = gosnmp.GetResponse
-			p.Variables = []gosnmp.SnmpPDU{{Name: sysObjectID, Type: gosnmp.ObjectIdentifier, Value: object}}
+			for i, v := range p.Variables {
+				switch strings.TrimPrefix(v.Name, ".") {
+				case sysObjectID:
+					p.Variables[i] = gosnmp.SnmpPDU{Name: v.Name, Type: gosnmp.ObjectIdentifier, Value: object}
+				case sysUpTime:
+					p.Variables[i] = gosnmp.SnmpPDU{Name: v.Name, Type: gosnmp.TimeTicks, Value: uint32(4711)}
+				default:
+					p.Variables[i] = gosnmp.SnmpPDU{Name: v.Name, Type: gosnmp.NoSuchObject}
+				}
+			}
+			p.PDUType, p.NonRepeaters, p.MaxRepetitions = gosnmp.GetResponse, 0, 0
 			if b, err := p.MarshalMsg(); err == nil {
 				_, _ = conn.WriteTo(b, from)
 			}
@@ -223,49 +326,24 @@ func otherDevice(t *testing.T, object string) string {
 	return conn.LocalAddr().String()
 }
 
-func TestReadings(t *testing.T) {
-	var m vbmc.Switch
-	p := start(t, "apc-rpdu2", vbmc.Outlet{Power: &m, Watts: 300}, vbmc.Outlet{Power: &m, Watts: 250})
+func TestIdentify(t *testing.T) {
+	p := start(t, "emerson", vbmc.Outlet{Name: "rig-01"}, vbmc.Outlet{Name: "rig-02"})
 	u := unit(t, Config{Address: p.Addr().String()})
-	c := controller(t, Outlet{Unit: u, Number: 1}, Outlet{Unit: u, Number: 2})
-	if err := c.Set(t.Context(), power.On); err != nil {
-		t.Fatal(err)
-	}
-	if r, err := c.Readings(t.Context()); err != nil || r.Watts != 550 {
-		t.Errorf("readings %+v, error %v", r, err)
-	}
-	old := start(t, "apc-rpdu", vbmc.Outlet{Power: &m})
-	if _, err := controller(t, Outlet{Unit: unit(t, Config{Address: old.Addr().String()}), Number: 1}).Readings(t.Context()); !errors.Is(err, power.ErrUnsupported) {
-		t.Errorf("a PDU without meters: %v", err)
-	}
-}
-
-// Each model against the words of its own table: a command, seen as a state.
-func TestModels(t *testing.T) {
-	seen := map[string]string{}
-	for _, m := range models {
-		if m.on == m.off || slices.ContainsFunc(m.isOn, func(n int) bool { return slices.Contains(m.isOff, n) }) {
-			t.Errorf("%s: on and off are the same", m.name)
-		}
-		if len(m.objects) == 0 || m.status == "" || m.on.column == "" || m.off.column == "" {
-			t.Errorf("%s: incomplete", m.name)
-		}
-		for _, o := range m.objects {
-			for other, name := range seen {
-				if under(o, other) || under(other, o) {
-					t.Errorf("sysObjectID %s belongs to %s and to %s", o, m.name, name)
-				}
-			}
-			seen[o] = m.name
-			for _, oid := range []string{m.on.column, m.off.column, m.status, m.label, m.watts} {
-				if oid != "" && !strings.HasPrefix(oid, "1.3.6.1.4.1.") {
-					t.Errorf("%s: OID %q", m.name, oid)
-				}
-			}
+	c := controller(t, Outlet{Unit: u, Number: 2, Node: "rig-02"})
+	for _, on := range []bool{true, false} {
+		if err := c.Identify(t.Context(), on); err != nil {
+			t.Errorf("identify %v: %v", on, err)
 		}
 	}
-	if m, ok := modelOf("1.3.6.1.4.1.318.1.3.4.60"); ok {
-		t.Errorf("318.1.3.4.60 is no %s", m.name)
+	if got := p.Blinked(); !slices.Equal(got, []int{2}) || p.On(1) || p.On(2) || c.Light() == "" {
+		t.Errorf("blinked %v", got)
+	}
+	if err := controller(t, Outlet{Unit: u, Number: 1, Node: "rig-02"}).Identify(t.Context(), true); err == nil || len(p.Blinked()) != 1 {
+		t.Errorf("the light of another node's outlet: %v, %v", err, p.Blinked())
+	}
+	dark := start(t, "apc-rpdu2", vbmc.Outlet{})
+	if err := controller(t, Outlet{Unit: unit(t, Config{Address: dark.Addr().String()}), Number: 1}).Identify(t.Context(), true); !errors.Is(err, power.ErrUnsupported) {
+		t.Errorf("no light: %v", err)
 	}
 }
 
@@ -275,9 +353,11 @@ func TestNew(t *testing.T) {
 		"want HOST":         func(c *Config) { c.Address = ":161" },
 		"want HOST or":      func(c *Config) { c.Address = "10.0.0.1:snmp" },
 		`model "apc"`:       func(c *Config) { c.Model = "apc" },
+		`"servertech4"`:     func(c *Config) { c.Model = "sentry" }, // the error lists the models
 		"needs a community": func(c *Config) { c.Community = nil },
 		"v3 needs a user":   func(c *Config) { c.Version = "v3" },
 		`version "2"`:       func(c *Config) { c.Version = "2" },
+		`names "sometimes"`: func(c *Config) { c.Names = "sometimes" },
 		"":                  func(c *Config) { c.Address = "[::1]:1161" },
 	} {
 		c := good
@@ -288,158 +368,13 @@ func TestNew(t *testing.T) {
 	}
 	u := unit(t, good)
 	for says, outlets := range map[string][]Outlet{
-		"at least one": {}, "counted from 1": {{Unit: u}}, "on a unit": {{Number: 1}}, "twice": {{Unit: u, Number: 1}, {Unit: u, Number: 1}},
+		"at least one": {}, "counted from 1": {{Unit: u, Number: -1}}, "on a unit": {{Number: 1}}, "twice": {{Unit: u, Number: 1}, {Unit: u, Number: 1}},
 	} {
 		if _, err := New(outlets...); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("error %v, want %q", err, says)
 		}
 	}
-}
-
-// A real agent, with SNMPv3: Debian's snmpd answers for an rPDU whose outlet
-// is a file, by way of a pass program.
-func TestSnmpd(t *testing.T) {
-	snmpd, err := exec.LookPath("snmpd")
-	if err != nil {
-		if _, err := os.Stat("/usr/sbin/snmpd"); err == nil {
-			snmpd = "/usr/sbin/snmpd"
-		} else if os.Getenv("SMELT_TEST_NO_SKIP") == "1" {
-			t.Fatal("snmpd is missing: apt-get install snmpd")
-		} else {
-			t.Skip("snmpd is missing (Debian package snmpd)")
-		}
+	if s := fmt.Sprint(controller(t, Outlet{Unit: u, Number: 3}, Outlet{Unit: u, Number: 4})); s != "pdu p outlet 3, pdu p outlet 4" {
+		t.Errorf("its name is %q", s)
 	}
-	conn := udp(t)
-	at := conn.LocalAddr().String()
-	conn.Close()
-	dir := t.TempDir()
-	outlet := filepath.Join(dir, "outlet")
-	write := func(path, text string) {
-		if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(outlet, "2")
-	write(filepath.Join(dir, "pass"), fmt.Sprintf(passScript, outlet))
-	write(filepath.Join(dir, "snmpd.conf"), fmt.Sprintf(`agentaddress udp:%s
-rwcommunity hush
-rocommunity public
-createUser admin SHA-256 "authentic-42" AES "private-4242"
-rwuser admin priv
-sysObjectID .1.3.6.1.4.1.318.1.3.4.5
-pass .1.3.6.1.4.1.318.1.1.12 /bin/sh %s/pass
-`, at, dir))
-	var said lockedBuilder
-	cmd := exec.Command(snmpd, "-f", "-Lo", "-C", "-c", filepath.Join(dir, "snmpd.conf"), "-I", "-smux,-agentx")
-	cmd.Env = append(os.Environ(), "SNMP_PERSISTENT_DIR="+dir, "SNMPCONFPATH="+dir, "MIBS=")
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Log(said.String())
-		}
-	})
-	open := func(c Config) *Controller {
-		c.Address, c.Model = at, "apc-rpdu"
-		return controller(t, Outlet{Unit: unit(t, c), Number: 1})
-	}
-	v2, v3 := open(Config{}), open(Config{Version: "v3", User: "admin", Auth: is("authentic-42"), Priv: is("private-4242")})
-	for end := time.Now().Add(10 * time.Second); ; {
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		s, err := v2.State(ctx)
-		cancel()
-		if err == nil && s == power.Off {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("snmpd: state %s, error %v", s, err)
-		}
-	}
-	limits := power.Limits{Reach: 5 * time.Second, Poll: 20 * time.Millisecond, Spacing: time.Millisecond}
-	for _, c := range []*Controller{v2, v3} {
-		v := power.Verify(c, limits)
-		if e, err := v.On(t.Context()); err != nil || read(t, outlet) != "1" {
-			t.Errorf("on: %v, outlet %q, %+v", err, read(t, outlet), e)
-		}
-		if e, err := v.Off(t.Context()); err != nil || read(t, outlet) != "2" {
-			t.Errorf("off: %v, outlet %q, %+v", err, read(t, outlet), e)
-		}
-	}
-	for name, c := range map[string]*Controller{
-		"a community that may only read": open(Config{Community: is("public")}),
-		"a wrong passphrase":             open(Config{Version: "v3", User: "admin", Auth: is("authentic-43"), Priv: is("private-4242")}),
-		"an unknown user":                open(Config{Version: "v3", User: "nobody", Auth: is("authentic-42"), Priv: is("private-4242")}),
-	} {
-		if err := c.Set(t.Context(), power.On); !errors.Is(err, power.ErrAuth) || read(t, outlet) != "2" {
-			t.Errorf("%s: error %v, outlet %q", name, err, read(t, outlet))
-		}
-	}
-}
-
-func read(t *testing.T, path string) string {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	s := bufio.NewScanner(f)
-	s.Scan()
-	return s.Text()
-}
-
-// passScript is a pass program of snmpd.conf(5) for one outlet.
-const passScript = `O=%s
-B=.1.3.6.1.4.1.318.1.1.12.3
-case "$1 $2" in
-"-g $B.5.1.1.4.1" | "-g $B.3.1.1.4.1") echo "$2"; echo integer; cat $O ;;
-"-s $B.3.1.1.4.1") case "$4" in 1|2) echo "$4" > $O ;; *) echo wrong-value ;; esac ;;
--s*) echo not-writable ;;
-esac
-`
-
-type lockedBuilder struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuilder) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuilder) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func FuzzAnswer(f *testing.F) {
-	for _, p := range []gosnmp.SnmpPacket{
-		{Version: gosnmp.Version2c, Community: "hush", PDUType: gosnmp.GetResponse, Variables: []gosnmp.SnmpPDU{{Name: "." + sysObjectID, Type: gosnmp.ObjectIdentifier, Value: "1.3.6.1.4.1.318.1.3.4.5"}}},
-		{Version: gosnmp.Version1, Community: "hush", PDUType: gosnmp.GetResponse, Error: gosnmp.NoSuchName, ErrorIndex: 1, Variables: []gosnmp.SnmpPDU{{Name: ".1.3", Type: gosnmp.Null}}},
-		{Version: gosnmp.Version2c, PDUType: gosnmp.GetResponse, Variables: []gosnmp.SnmpPDU{{Name: ".1.3", Type: gosnmp.Integer, Value: 2}}},
-	} {
-		b, err := p.MarshalMsg()
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		var g gosnmp.GoSNMP
-		p, err := g.SnmpDecodePacket(b)
-		if err != nil {
-			return
-		}
-		v, err := answer(p, nil)
-		if err == nil && (p.Error != gosnmp.NoError || len(p.Variables) != 1 || v.Type == gosnmp.Null) {
-			t.Errorf("%+v was taken for an answer", p)
-		}
-	})
 }

@@ -80,7 +80,7 @@ func TestMachineBehindEachProtocol(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, err := pdu.New(pdu.Outlet{Unit: u, Number: 1, Label: "e2e"})
+			c, err := pdu.New(pdu.Outlet{Unit: u, Number: 1, Node: "e2e"})
 			if err != nil {
 				t.Fatal(err)
 			}

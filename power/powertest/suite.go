@@ -227,7 +227,11 @@ func refused(t *testing.T, _ power.Controller, h Hardware) {
 		{"boot network", func(ctx context.Context) error { return c.BootOnce(ctx, power.Network) }},
 	} {
 		before := logins()
-		if err := call.do(t.Context()); !errors.Is(err, power.ErrAuth) {
+		err := call.do(t.Context())
+		if errors.Is(err, power.ErrUnsupported) && logins() == before {
+			continue // there is nothing to log in for
+		}
+		if !errors.Is(err, power.ErrAuth) {
 			t.Errorf("%s: error %v, want ErrAuth", call.name, err)
 		}
 		if n := logins() - before; n != 1 {
