@@ -52,16 +52,10 @@ func (v *Verified) Console(ctx context.Context) (io.ReadWriteCloser, error) {
 
 // HasConsole tells whether the controller says that it has a console. Opening
 // it may still find out that the machine has none.
-func (v *Verified) HasConsole() bool {
-	_, ok := v.c.(Consoler)
-	return ok
-}
+func (v *Verified) HasConsole() bool { return can[Consoler](v) }
 
 // HasScreen tells the same of its screen.
-func (v *Verified) HasScreen() bool {
-	_, ok := v.c.(Screener)
-	return ok
-}
+func (v *Verified) HasScreen() bool { return can[Screener](v) }
 
 // TakesTurns tells whether the device was found to have room for one session
 // only: each other call ends the console.

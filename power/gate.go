@@ -133,7 +133,7 @@ func (l *Login) do(ctx context.Context, f func(context.Context) error) error {
 		// What was refused before was another version, or the device changed its
 		// mind; that it cannot be written down costs nothing.
 		_ = g.refused.forget(g.device, l.user)
-	case errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman), errors.Is(err, ErrMismatch):
+	case errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman), errors.Is(err, ErrMismatch), blind(err):
 		g.down = outage{}
 	case ctx.Err() != nil && !errors.Is(context.Cause(ctx), errSlow):
 		// The caller gave up; that says nothing about the device.

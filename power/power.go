@@ -220,6 +220,9 @@ type Evidence struct {
 	Polls      int           `json:"polls"`
 	Took       time.Duration `json:"took"`
 	Notes      []string      `json:"notes,omitempty"`
+	// Started is when a verb last began to switch the machine on; the zero time
+	// if it did not. What the machine says after that, this start says.
+	Started time.Time `json:"started,omitzero"`
 	// Quirks are the lies this verb met, in the words of quirks.csv:
 	// "ok-and-nothing", "failed-and-done", "boot-once-ignored".
 	Quirks []string `json:"quirks,omitempty"`

@@ -197,8 +197,8 @@ func (r *run) reach(ctx context.Context, limit time.Duration, want State) (State
 	last := opposite(want)
 	for same := 0; ; {
 		s, err := r.poll(ctx)
-		if final(err) {
-			return Unknown, err
+		if final(err) || want == 0 && may(err, On) {
+			return Unknown, err // waiting makes no machine heard
 		}
 		if ctx.Err() != nil {
 			return Unknown, ctx.Err()
@@ -317,6 +317,12 @@ func (r *run) obey(ctx context.Context, o order) error {
 
 // set is the order to switch hard.
 func (r *run) set(ctx context.Context, want State) error {
+	if want == On {
+		r.evidence.Started = time.Now()
+	}
+	if c, ok := r.c.(*Chain); ok {
+		return c.set(ctx, r, want)
+	}
 	return r.obey(ctx, order{words: "switch " + want.String(), want: want, limit: r.limits.Reach,
 		send: func(ctx context.Context) error { return r.c.Set(ctx, want) }})
 }
@@ -327,6 +333,10 @@ func (r *run) to(ctx context.Context, want State) error {
 		// Only a person knows the state, and only a person switches: the
 		// driver words what that person is asked for.
 		return r.command(ctx, func(ctx context.Context) error { return r.c.Set(ctx, want) })
+	}
+	if may(err, want) {
+		r.note("the state is not known (%v), and to switch %s is safe", err, want)
+		return r.set(ctx, want)
 	}
 	if err != nil {
 		return err
@@ -377,6 +387,14 @@ func (v *Verified) Cycle(ctx context.Context, next Device) (Evidence, error) {
 		if errors.Is(err, ErrNeedsHuman) {
 			return r.command(ctx, func(ctx context.Context) error { return r.c.Set(ctx, Off) })
 		}
+		switch {
+		case may(err, Off): // whatever it is, it may be switched off
+			r.note("the state is not known: %v", err)
+			s, err = On, nil
+		case may(err, On): // and what is not heard of may be woken
+			r.note("the state is not known: %v", err)
+			err = nil
+		}
 		if err != nil {
 			return err
 		}
@@ -405,6 +423,12 @@ func (r *run) prepare(ctx context.Context, next Device) error {
 	}
 	if next == 0 {
 		return nil
+	}
+	if c, ok := r.c.(*Chain); ok {
+		// A BMC that had no power takes no boot device.
+		if err := c.feed(ctx, r); err != nil {
+			return err
+		}
 	}
 	err := r.command(ctx, func(ctx context.Context) error { return r.c.BootOnce(ctx, next) })
 	switch {

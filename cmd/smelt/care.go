@@ -37,16 +37,22 @@ func devices(site *config.Site, secrets *config.Secrets) map[inventory.NodeID]ca
 	return out
 }
 
+// device is the first BMC of a node.
 func device(n config.Node, secrets *config.Secrets, sessions string) (care.Device, bool) {
-	p := n.Power
-	if p.Driver != "ipmi" && p.Driver != "redfish" {
-		return care.Device{}, false
+	for _, p := range n.Power {
+		if p.Driver == "ipmi" || p.Driver == "redfish" {
+			return deviceOf(n, p, secrets, sessions), true
+		}
 	}
+	return care.Device{}, false
+}
+
+func deviceOf(n config.Node, p config.Power, secrets *config.Secrets, sessions string) care.Device {
 	return care.Device{
 		Node: n.Name, User: p.User, Given: reveal(secrets, p.Password), Vault: vault{secrets},
 		With: func(user, password string) (power.Controller, error) {
 			return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: user, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System, Sessions: sessions,
 				Password: func(context.Context) (string, error) { return password, nil }})
 		},
-	}, true
+	}
 }

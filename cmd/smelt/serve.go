@@ -137,7 +137,8 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
-	switches, err := controllers(site, secrets)
+	var ear ears
+	switches, err := controllers(site, secrets, &ear)
 	if err != nil {
 		return err
 	}
@@ -158,6 +159,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	if err != nil {
 		return err
 	}
+	ear.conductor = conductor
 	bootAddr, err := netip.ParseAddrPort(site.Listen.Boot)
 	if err != nil {
 		return err

@@ -16,15 +16,13 @@ import (
 	"smelt/internal/join/slurm"
 	"smelt/inventory"
 	"smelt/power"
-	"smelt/power/bmc"
-	"smelt/power/pdu"
 	"smelt/pxe"
 )
 
 // conductorSite is the part of the site that the conductor works with.
 func conductorSite(site *config.Site, pin string) convert.Site {
 	out := convert.Site{
-		Name: site.Name, Lab: site.Lab, Circuits: site.Circuits, MaxActive: site.MaxActive, SlotWindow: site.SlotWindow,
+		Name: site.Name, Lab: site.Lab, Circuits: site.Circuits, MaxActive: site.MaxActive, SlotWindow: site.SlotWindow, BootWait: site.BootWait,
 		Classes: map[string]convert.Class{}, Profiles: burnin.Profiles(), StandsFor: map[inventory.NodeID][]convert.StandIn{},
 		Server: "https://" + site.Listen.Agent, ImageURL: "http://" + site.Listen.Boot + "/images", Pin: pin, Public: site.Listen.Public,
 	}
@@ -117,60 +115,6 @@ func matches(site *config.Site, r config.Rule) []pxe.Match {
 		}
 	}
 	return out
-}
-
-// controllers makes what switches each node. A node without one is switched by
-// a human, who gets a task.
-func controllers(site *config.Site, secrets *config.Secrets) (map[inventory.NodeID]*power.Verified, error) {
-	units := map[string]*pdu.Unit{}
-	var nodes []string
-	for _, n := range site.Nodes {
-		nodes = append(nodes, string(n.Name))
-	}
-	for _, p := range site.PDUs {
-		u, err := pdu.NewUnit(pdu.Config{
-			Names: p.Names, Nodes: nodes,
-			Name: p.Name, Address: p.Address, Version: p.Version, Model: p.Model, User: p.User,
-			Community: reveal(secrets, p.Community), Auth: reveal(secrets, p.Auth), Priv: reveal(secrets, p.Priv),
-		})
-		if err != nil {
-			return nil, err
-		}
-		units[p.Name] = u
-	}
-	out := map[inventory.NodeID]*power.Verified{}
-	for _, n := range site.Nodes {
-		c, err := controller(n, units, secrets, bmcJournal(site))
-		if err != nil {
-			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
-		}
-		if c != nil {
-			out[n.Name] = power.Verify(c, power.Limits{})
-		}
-	}
-	return out, nil
-}
-
-// bmcJournal is where it is remembered what BMCs must be freed of after a crash.
-func bmcJournal(site *config.Site) string { return filepath.Join(site.State, "bmc") }
-
-func controller(n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets, sessions string) (power.Controller, error) {
-	p := n.Power
-	switch p.Driver {
-	case "", "manual":
-		return nil, nil
-	case "ipmi", "redfish":
-		d, _ := device(n, secrets, sessions)
-		return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
-			Password: d.Password, Sessions: sessions})
-	case "pdu":
-		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
-		for _, o := range p.Outlets {
-			outlets = append(outlets, pdu.Outlet{Unit: units[o.PDU], Number: o.Outlet, Node: string(n.Name), Place: string(n.Position)})
-		}
-		return pdu.New(outlets...)
-	}
-	return nil, fmt.Errorf("driver %q is not in this release (ipmi, redfish, pdu, manual)", p.Driver)
 }
 
 // recorder records the consoles of all machines whose controllers have one.

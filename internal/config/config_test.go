@@ -26,7 +26,7 @@ func TestExample(t *testing.T) {
 		t.Fatalf("read %+v", s)
 	}
 	n := s.Nodes[1]
-	if n.Name != "srv-02" || n.Watts != 1200 || n.Target != "slurm-batch" || n.Power.Driver != "ipmi" || n.Power.Password != "bmc-srv-02" {
+	if n.Name != "srv-02" || n.Watts != 1200 || n.Target != "slurm-batch" || len(n.Power) != 1 || n.Power[0].Driver != "ipmi" || n.Power[0].Password != "bmc-srv-02" {
 		t.Errorf("srv-02 is %+v", n)
 	}
 	if n.Address != netip.MustParseAddr("10.20.1.2") || n.MACs[0].String() != "52:54:00:00:00:02" {
@@ -319,7 +319,7 @@ func TestSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"additionalProperties":false`, `"routerAdvertisement"`, `"ipv6"`, `"enum":["redfish","ipmi","pdu","manual"]`, `"enum":[1,3]`} {
+	for _, want := range []string{`"additionalProperties":false`, `"routerAdvertisement"`, `"ipv6"`, `"enum":["redfish","ipmi","pdu","wol","plug","amt","inband","manual"]`, `"enum":[1,3]`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("the schema lacks %s", want)
 		}

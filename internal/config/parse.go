@@ -2,7 +2,6 @@ package config
 
 import (
 	"cmp"
-	"encoding/base64"
 	"fmt"
 	"maps"
 	"math"
@@ -114,6 +113,10 @@ func (p *parser) parse(raw rawSite) {
 		if w.t.v != "" {
 			*w.to = p.duration(w.t)
 		}
+	}
+	s.BootWait = 15 * time.Minute
+	if w := raw.Limits.BootWait; w.v != "" {
+		s.BootWait = p.duration(w)
 	}
 	p.standsFor(raw)
 }
@@ -325,7 +328,8 @@ func rootOf(word string) string {
 
 func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 	classes := slices.Sorted(maps.Keys(p.site.Classes))
-	names, macs, addrs, serials, places, outlets := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[rawOutletID]owner{}
+	names, macs, addrs, serials, places := map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}, map[string]int{}
+	ways := map[string][]owner{}
 	for _, r := range raw {
 		class := p.site.Classes[p.refer(r.Class, "class", classes)]
 		n := Node{Spec: inventory.Spec{
@@ -372,8 +376,7 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 			p.unique(addrs, r.Address.at, "address", r.Address.v)
 			p.fixedAddress(r, n)
 		}
-		n.Power = p.power(r.Power, pdus)
-		p.owns(r, outlets)
+		n.Power = p.power(r, n, pdus, ways)
 		p.site.Nodes = append(p.site.Nodes, n)
 	}
 }
@@ -389,68 +392,6 @@ func (p *parser) mac(t text, seen map[string]int) (inventory.MAC, bool) {
 	}
 	p.unique(seen, t.at, "MAC address", m.String())
 	return m, true
-}
-
-// driverKeys says which keys beside driver a power driver needs and takes.
-var driverKeys = map[string]struct{ needs, takes []string }{
-	"redfish": {[]string{"address", "user", "password"}, []string{"pin", "system"}},
-	"ipmi":    {[]string{"address", "user", "password"}, []string{"cipherSuite"}},
-	"pdu":     {[]string{"outlets"}, nil},
-	"manual":  {},
-}
-
-func (p *parser) power(w rawPower, pdus []string) Power {
-	if !w.set() {
-		return Power{Driver: "manual"}
-	}
-	rule, ok := driverKeys[w.Driver.v]
-	if !ok {
-		return Power{}
-	}
-	v := reflect.ValueOf(w)
-	for i := range v.NumField() {
-		k := v.Type().Field(i).Tag.Get("yaml")
-		if k == "" || k == "driver" {
-			continue
-		}
-		there := len(w.Outlets) > 0
-		if k != "outlets" {
-			there = v.Field(i).FieldByName("line").Int() > 0
-		}
-		switch {
-		case there && !slices.Contains(rule.needs, k) && !slices.Contains(rule.takes, k):
-			p.fail(w.at, "remove it, or choose another driver", "power driver %s takes no %q", w.Driver.v, k)
-		case !there && slices.Contains(rule.needs, k):
-			p.fail(w.at, "add "+k, "power driver %s needs %q", w.Driver.v, k)
-		}
-	}
-	out := Power{
-		Driver: w.Driver.v, Address: w.Address.v, User: w.User.v, Password: SecretRef(w.Password.name),
-		Pin: w.Pin.v, System: w.System.v,
-	}
-	switch out.Driver {
-	case "redfish":
-		if u, err := url.Parse(out.Address); out.Address != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil) {
-			p.fail(w.Address.at, "write https://HOST; account and password have keys of their own", "%q is no https URL of a BMC", clip(redactURL(out.Address)))
-		}
-		if sum, err := base64.StdEncoding.DecodeString(w.Pin.v); w.Pin.v != "" && (err != nil || len(sum) != 32) {
-			p.fail(w.Pin.at, "openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64", "pin: want a SHA-256 in base64")
-		}
-	case "ipmi":
-		out.CipherSuite = 17 // RAKP-HMAC-SHA256; suite 0 would check no password (IPMI 2.0 table 22-20)
-		if w.CipherSuite.set() {
-			out.CipherSuite = w.CipherSuite.v
-		}
-	case "pdu":
-		for _, o := range w.Outlets {
-			p.refer(o.PDU, "PDU", pdus)
-			if o.Outlet.set() && o.Outlet.v < 1 {
-				p.fail(o.Outlet.at, "outlets are counted from 1", "outlet %d", o.Outlet.v)
-			}
-			out.Outlets = append(out.Outlets, Outlet{o.PDU.v, o.Outlet.v})
-		}
-	}
-	return out
 }
 
 // redactURL drops what stands before the host.

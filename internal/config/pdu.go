@@ -51,32 +51,3 @@ func (p *parser) pduModel(t text) string {
 	}
 	return t.v
 }
-
-// A rawOutletID is one outlet, an owner the node that hangs on it.
-type (
-	rawOutletID struct {
-		pdu    string
-		outlet int
-	}
-	owner struct {
-		node string
-		line int
-	}
-)
-
-// owns reports an outlet that has a node already: the same outlet on two
-// machines switches the wrong one off.
-func (p *parser) owns(r rawNode, owners map[rawOutletID]owner) {
-	for _, o := range r.Power.Outlets {
-		id := rawOutletID{o.PDU.v, o.Outlet.v}
-		switch first, taken := owners[id]; {
-		case id.pdu == "" || !o.Outlet.set():
-		case taken && first.node == r.Name.v:
-			p.fail(o.at, "", "outlet %d of %s stands twice for node %s, first in line %d", id.outlet, clip(id.pdu), clip(r.Name.v), first.line)
-		case taken:
-			p.fail(o.at, "look at the cords, then correct one of the two", "outlet %d of %s feeds node %s in line %d, so node %s cannot have it", id.outlet, clip(id.pdu), clip(first.node), first.line, clip(r.Name.v))
-		default:
-			owners[id] = owner{r.Name.v, o.line}
-		}
-	}
-}

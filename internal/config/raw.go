@@ -160,19 +160,44 @@ type rawNode struct {
 	Profile  text     `yaml:"profile" doc:"burn-in profile, when it differs from its class"`
 	Target   text     `yaml:"target" doc:"triage target, when it differs from its class"`
 	Root     text     `yaml:"root" enum:"disk ram" doc:"where its system runs from, when it differs from its class"`
-	Power    rawPower `yaml:"power" doc:"how it is switched; a person does it when left out"`
+	Power    rawChain `yaml:"power" doc:"how it is switched, or a list of ways, tried in this order; a person does it when left out"`
 }
 
 type rawPower struct {
 	at
-	Driver      text        `yaml:"driver" need:"yes" enum:"redfish ipmi pdu manual" doc:"how the machine is switched"`
-	Address     text        `yaml:"address" doc:"redfish: https://HOST; ipmi: HOST or HOST:PORT"`
-	User        text        `yaml:"user" doc:"redfish, ipmi: account"`
-	Password    secretRef   `yaml:"password" doc:"redfish, ipmi: its password"`
+	Driver      text        `yaml:"driver" need:"yes" enum:"redfish ipmi pdu wol plug amt inband manual" doc:"how the machine is switched: by its BMC (redfish, ipmi), by Intel AMT, at its outlets (pdu, plug), woken by a magic packet (wol), by the agent on it (inband: it shuts down, and nothing more), or by a person (manual)"`
+	Kind        text        `yaml:"kind" enum:"shelly tasmota homeassistant" doc:"plug: what it is; shelly is Gen2 or newer"`
+	Address     text        `yaml:"address" doc:"redfish: https://HOST; ipmi: HOST or HOST:PORT; amt: HOST or https://HOST; plug: http://HOST, of Home Assistant its URL"`
+	User        text        `yaml:"user" doc:"redfish, ipmi, amt: account; plug of kind tasmota: admin (default)"`
+	Password    secretRef   `yaml:"password" doc:"redfish, ipmi, amt, plug: its password; wol: SecureOn password, six bytes as 00:11:22:33:44:55"`
+	Token       secretRef   `yaml:"token" doc:"plug of kind homeassistant: a long-lived access token"`
 	CipherSuite whole       `yaml:"cipherSuite" enum:"3 17" doc:"ipmi: 17 (default), or 3 for a BMC that knows no better"`
-	Pin         text        `yaml:"pin" doc:"redfish: SHA-256 of the BMC's public key, base64 (RFC 7469); the key of the first connection when left out"`
+	Pin         text        `yaml:"pin" doc:"redfish, amt: SHA-256 of its public key, base64 (RFC 7469); the key of the first connection when left out"`
 	System      text        `yaml:"system" doc:"redfish: id of the system, where a BMC has several"`
 	Outlets     []rawOutlet `yaml:"outlets" doc:"pdu: every outlet that feeds the machine"`
+	Channel     whole       `yaml:"channel" doc:"plug: shelly: id of its switch, from 0 (default); tasmota: number of its relay, from 1 (default)"`
+	Entity      text        `yaml:"entity" doc:"plug of kind homeassistant: the switch, for example switch.rig_01"`
+	Meter       text        `yaml:"meter" doc:"plug of kind homeassistant: the sensor of its watts, for example sensor.rig_01_power"`
+	Network     text        `yaml:"network" doc:"wol: name of the network that the packet is sent on; the one of its address when left out"`
+}
+
+// rawChain is one way to switch a machine, or a list of them.
+type rawChain struct {
+	at
+	links []rawPower
+}
+
+func (c *rawChain) decode(d *decoder, n *yaml.Node, path string) {
+	c.at = place(n, path)
+	if n.Kind != yaml.SequenceNode {
+		c.links = make([]rawPower, 1)
+		d.value(n, reflect.ValueOf(&c.links[0]).Elem(), path)
+		return
+	}
+	if len(n.Content) == 0 {
+		d.fail(c.at, "leave power out where a person switches the machine", "the list is empty")
+	}
+	d.value(n, reflect.ValueOf(&c.links).Elem(), path)
 }
 
 type rawOutlet struct {
@@ -201,6 +226,7 @@ type rawLimits struct {
 	StartWindow text  `yaml:"startWindow" format:"duration" doc:"one machine starts on a circuit in this time; 2s (default)"`
 	PanelWindow text  `yaml:"panelWindow" format:"duration" doc:"after a blackout, one machine starts on a panel in this time; 10s (default)"`
 	MeterStale  text  `yaml:"meterStale" format:"duration" doc:"a power reading older than this is missing, and what is missing counts as reserved; 60s (default)"`
+	BootWait    text  `yaml:"bootWait" format:"duration" doc:"a machine that was started to boot from the network and does not ask within this time did something else; 15m (default): servers test themselves for long"`
 }
 
 type rawStandIn struct {
@@ -261,6 +287,11 @@ func (*rawStore) schema() map[string]any {
 		map[string]any{"const": "sqlite"},
 		map[string]any{"type": "object", "additionalProperties": false, "required": []string{"postgres"}, "properties": map[string]any{"postgres": dsn}},
 	}}
+}
+
+func (*rawChain) schema() map[string]any {
+	one := schemaOf(reflect.TypeFor[rawPower](), "")
+	return map[string]any{"oneOf": []any{one, map[string]any{"type": "array", "minItems": 1, "items": one}}}
 }
 
 // patterns are what a schema can say of the formats; Parse checks the rest.

@@ -25,6 +25,7 @@ type Site struct {
 	MaxActive  int
 	SlotWindow time.Duration // one start on a circuit
 	Curtail    []Curtail     // weekly times in which power is given back
+	BootWait   time.Duration // within it a machine that was started asks the boot service
 	Swarm      Swarm
 	Lab        bool
 	StandsFor  map[inventory.NodeID][]StandIn
@@ -149,19 +150,25 @@ type Class struct {
 type Node struct {
 	inventory.Spec
 	Address netip.Addr // fixed lease; may be invalid: none
-	Power   Power
+	Power   []Power    // ways to switch it, in the order that they are tried; at least one
 }
 
-// Power says how a node is switched. Only the fields of its driver are set.
+// Power is one way to switch a node. Only the fields of its driver are set.
 type Power struct {
-	Driver      string // redfish ipmi pdu manual
+	Driver      string // redfish ipmi pdu wol plug amt inband manual
+	Kind        string // plug: shelly tasmota homeassistant
 	Address     string
 	User        string
-	Password    SecretRef
-	CipherSuite int    // ipmi
-	Pin         string // redfish
-	System      string // redfish
-	Outlets     []Outlet
+	Password    SecretRef // wol: SecureOn
+	Token       SecretRef // plug: homeassistant
+	CipherSuite int       // ipmi
+	Pin         string    // redfish, amt
+	System      string    // redfish
+	Outlets     []Outlet  // pdu
+	Channel     int       // plug: shelly from 0, tasmota from 1
+	Entity      string    // plug: homeassistant
+	Meter       string    // plug: homeassistant; "" without
+	Network     string    // wol
 }
 
 // An Outlet is one outlet of a PDU, counted from 1.
@@ -208,7 +215,9 @@ func (s *Site) Secrets() []SecretRef {
 		add(p.Community, p.Auth, p.Priv)
 	}
 	for _, n := range s.Nodes {
-		add(n.Power.Password)
+		for _, w := range n.Power {
+			add(w.Password, w.Token)
+		}
 	}
 	if s.Cluster != nil {
 		add(s.Cluster.MungeKey)

@@ -75,6 +75,7 @@ func (c *Conductor) Boot(ctx context.Context, m pxe.Machine) (pxe.Boot, error) {
 	if n.Version == 0 {
 		return pxe.Boot{Action: pxe.Ignore, Why: fmt.Sprintf("more than %d machines that nobody expected", maxUnknown)}, nil
 	}
+	c.sight(n.ID)
 	if err := c.observeBoot(ctx, n, mac, m); err != nil {
 		return pxe.Boot{}, err
 	}

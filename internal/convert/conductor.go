@@ -66,6 +66,8 @@ type Conductor struct {
 	asked    map[inventory.NodeID]time.Time // the cluster is left alone about it until then
 	booted   map[inventory.NodeID]string    // the last boot request that was stored
 	failing  map[inventory.NodeID]string    // what the last step said that failed
+	sighted  map[inventory.NodeID]time.Time // the last boot request, of any kind
+	told     map[inventory.NodeID]*told     // an order for the agent that no state asks for
 	codes    inventory.Codes                // of every node
 	full     time.Time                      // until then there are too many machines that nobody expected
 	stop     stop
@@ -115,6 +117,8 @@ func New(c Config) (*Conductor, error) {
 		asked:   map[inventory.NodeID]time.Time{},
 		failing: map[inventory.NodeID]string{},
 		booted:  map[inventory.NodeID]string{},
+		sighted: map[inventory.NodeID]time.Time{},
+		told:    map[inventory.NodeID]*told{},
 	}, nil
 }
 

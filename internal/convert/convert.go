@@ -41,6 +41,7 @@ type Site struct {
 	Public     string                         // URL by which people reach the pages; may be empty
 	Pin        string                         // SHA-256 of the server's SPKI, hexadecimal
 	Rescue     bool                           // an operator can log in to the RAM system
+	BootWait   time.Duration                  // a machine that was started asks for its boot within it; 15 min if 0
 	SlotWindow time.Duration                  // start slots: one machine a lowest circuit a window
 }
 
@@ -183,5 +184,6 @@ type Live struct {
 	Mode     string // of the agent: inspect, convert, installed
 	Addr     string
 
-	finished string // the last order that ended
+	finished string    // the last order that ended
+	disk     time.Time // when an agent of an installed system last spoke, of whatever fence
 }

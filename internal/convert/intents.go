@@ -302,6 +302,7 @@ func (t *turn) taskDone(i store.Intent) (bool, error) {
 		if outcome == "" {
 			outcome = "done"
 		}
+		t.switchedByHand(task, i.Actor)
 		return true, t.close(func(o inventory.Task) bool { return o.ID == task.ID }, i.Actor, outcome)
 	}
 	return false, fmt.Errorf("it has no task %q: smelt task list %s", i.Params["task"], t.n.ID)
@@ -313,7 +314,7 @@ func (t *turn) switchPower(i store.Intent) (bool, error) {
 	verb := i.Params["verb"]
 	v := t.Power[t.n.ID]
 	if v == nil {
-		return false, errors.New("nothing here can switch its power: a person must")
+		return false, t.switchByHand(i, verb)
 	}
 	var do func(context.Context) (power.Evidence, error)
 	after := power.On

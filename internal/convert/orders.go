@@ -27,6 +27,7 @@ const (
 	orderWipe    = "wipe"
 	orderImage   = "image"
 	orderReboot  = "reboot"
+	orderOff     = "off"
 	orderBurnin  = "burnin"
 	orderJoin    = "join"
 )
@@ -51,6 +52,9 @@ func (c *Conductor) Order(ctx context.Context, a store.Agent) (Order, error) {
 	c.seen(a.Node, func(l *Live) {
 		if a.Fence == n.Fence {
 			l.Mode = mode(a)
+		}
+		if mode(a) == modeInstalled {
+			l.disk = l.LastSeen
 		}
 	})
 	t := c.turn(ctx, n)
@@ -84,6 +88,9 @@ func (t *turn) order(a store.Agent) (Order, error) {
 	}
 	if a.Fence != n.Fence {
 		return wait("a later boot of this machine is responsible now")
+	}
+	if order, ok := t.toldOrder(o); ok {
+		return order, nil
 	}
 	if mode(a) == modeRescue {
 		return t.rescueOrder(o)
@@ -495,6 +502,9 @@ func (c *Conductor) Inspected(ctx context.Context, a store.Agent, i Inspection) 
 // Finished stores the result of an order; repeating it changes nothing.
 func (c *Conductor) Finished(ctx context.Context, a store.Agent, r Result) error {
 	c.seen(a.Node, func(l *Live) { l.Order, l.Done, l.Doing, l.Rate, l.finished = "", 0, "", 0, r.Order })
+	if c.obeyed(a.Node, r) {
+		return nil // it was told by a controller, not by a state
+	}
 	rep := reported{Result: r.bounded(), Fence: a.Fence, Mode: mode(a)}
 	if r.Report != nil {
 		rep.Result.Report = nil

@@ -107,6 +107,9 @@ func (t *turn) restartSince(h history, dev power.Device, why string) (bool, erro
 		if done.Evidence["via"] == "agent" {
 			t.again(agentReboots - t.at.Sub(done.At) + time.Second)
 		}
+		if done.Evidence["via"] == "controller" && dev == power.Network {
+			return t.fromNetwork(h, done)
+		}
 		return true, nil
 	}
 	decided := h.mark(markRestart)
@@ -153,7 +156,11 @@ func (t *turn) restarted(since time.Time, dev power.Device, ev power.Evidence, e
 		t.add(inventory.Event{Kind: inventory.KindPower, Actor: system, Evidence: evidence,
 			Power: &inventory.PowerFact{On: power.On.String(), Via: ev.Controller, At: t.at}})
 		if here {
-			t.setMark(markRestarted, "power-cycled, confirmed on", map[string]string{"via": "controller"})
+			mark := map[string]string{"via": "controller", "controller": ev.Controller}
+			if !ev.Started.IsZero() {
+				mark["started"] = ev.Started.UTC().Format(time.RFC3339Nano)
+			}
+			t.setMark(markRestarted, "power-cycled, confirmed on", mark)
 		}
 		return nil
 	}
@@ -167,6 +174,18 @@ func (t *turn) restarted(since time.Time, dev power.Device, ev power.Evidence, e
 			return herr
 		}
 		return t.pressTask(h, dev)
+	}
+	if errors.Is(err, power.ErrUnsupported) {
+		// It can be woken, or shut down, and not restarted.
+		h, herr := t.here()
+		if herr != nil {
+			return herr
+		}
+		decided := t.at
+		if m := h.mark(markRestart); m != nil {
+			decided = m.At
+		}
+		return t.byHand(h, decided, dev)
 	}
 	evidence["error"] = err.Error()
 	t.setMark(markFailed, err.Error(), evidence)

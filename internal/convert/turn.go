@@ -249,11 +249,13 @@ const (
 	markRestart   = "restart"   // a restart of the machine was decided
 	markRestarted = "restarted" // it was carried out and confirmed
 	markFailed    = "restart-failed"
-	markReinspect = "reinspect" // somebody asked for another inspection
-	markPrepared  = "prepared"  // the cluster knows the node and holds it
-	markDaemon    = "daemon"    // the cluster's daemon was started on the node
-	markPassed    = "passed"    // re-verification passed
-	markRefused   = "refused"   // the move into service was refused
+	markNetwork   = "network-booted" // it asked for its boot after that
+	markIgnored   = "boot-ignored"   // it did not: it is restarted again
+	markReinspect = "reinspect"      // somebody asked for another inspection
+	markPrepared  = "prepared"       // the cluster knows the node and holds it
+	markDaemon    = "daemon"         // the cluster's daemon was started on the node
+	markPassed    = "passed"         // re-verification passed
+	markRefused   = "refused"        // the move into service was refused
 )
 
 func (t *turn) setMark(mark, reason string, evidence map[string]string) {
@@ -281,8 +283,13 @@ func sinceMove(events []inventory.Event) history {
 // mark returns the newest event that carries the mark, or nil.
 func (h history) mark(mark string) *inventory.Event {
 	for i := len(h) - 1; i >= 0; i-- {
-		if h[i].Kind == inventory.KindStep && h[i].Evidence["mark"] == mark {
+		if h[i].Kind != inventory.KindStep {
+			continue
+		}
+		if m := h[i].Evidence["mark"]; m == mark {
 			return &h[i]
+		} else if m == markIgnored && mark == markRestarted {
+			return nil // another restart follows
 		}
 	}
 	return nil

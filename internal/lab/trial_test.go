@@ -19,7 +19,7 @@ func TestTrialSite(t *testing.T) {
 	if !site.Lab || len(site.Nodes) != 3 || c.Image != "ai-node.r535" || c.Profile != "image" || len(c.MayFail) != 2 || c.MayFail[1] != trial.MayFail[1] {
 		t.Errorf("lab %v, %d nodes, class %+v", site.Lab, len(site.Nodes), c)
 	}
-	if n := site.Nodes[2]; n.Name != "tamper" || n.Power.Driver != "redfish" || n.Power.Address != "https://10.77.0.33" || n.Address.String() != "10.77.1.3" {
+	if n := site.Nodes[2]; n.Name != "tamper" || n.Power[0].Driver != "redfish" || n.Power[0].Address != "https://10.77.0.33" || n.Address.String() != "10.77.1.3" {
 		t.Errorf("%+v", n)
 	}
 	trial.MayFail = []string{"x], image: [y"}

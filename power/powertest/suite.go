@@ -39,6 +39,10 @@ type Hardware struct {
 	Secret string
 	// Again makes a controller for the same device with another password.
 	Again func(t *testing.T, password string) power.Controller
+
+	// OnlyOn says that the controller cannot switch off, and knows a machine as
+	// on or not at all: what wakes it, and hears of it.
+	OnlyOn bool
 }
 
 // set commands c, by way of the person where it needs one.
@@ -118,6 +122,10 @@ func truth(t *testing.T, c power.Controller, h Hardware) {
 	if c.String() == "" {
 		t.Error("the controller has no name")
 	}
+	if h.OnlyOn {
+		wakes(t, c, h)
+		return
+	}
 	if s, err := c.State(ctx); err != nil || s != power.Off || h.On() {
 		t.Fatalf("a machine that is off: state %s, error %v, machine on %v", s, err, h.On())
 	}
@@ -142,6 +150,29 @@ func truth(t *testing.T, c power.Controller, h Hardware) {
 		if err := says(ctx, c, h, want); err != nil {
 			t.Errorf("switched by hand: %v", err)
 		}
+	}
+}
+
+// wakes is truth for a controller that can only switch on.
+func wakes(t *testing.T, c power.Controller, h Hardware) {
+	ctx := t.Context()
+	var blind *power.Blind
+	if s, err := c.State(ctx); s != power.Unknown || !errors.As(err, &blind) || blind.May != power.On || h.On() {
+		t.Fatalf("a machine that nobody hears: state %s, error %v, machine on %v", s, err, h.On())
+	}
+	if err := c.Set(ctx, power.Off); !errors.Is(err, power.ErrUnsupported) {
+		t.Errorf("set off: %v, want ErrUnsupported", err)
+	}
+	for range 2 {
+		if err := c.Set(ctx, power.On); err != nil {
+			t.Fatalf("set on: %v", err)
+		}
+		if err := says(ctx, c, h, power.On); err != nil {
+			t.Fatalf("set on: %v", err)
+		}
+	}
+	if err := c.Set(ctx, power.Off); !errors.Is(err, power.ErrUnsupported) || !h.On() {
+		t.Errorf("set off while it runs: %v, machine on %v", err, h.On())
 	}
 }
 
@@ -323,8 +354,8 @@ func cancel(t *testing.T, c power.Controller, h Hardware) {
 }
 
 func verified(t *testing.T, c power.Controller, h Hardware) {
-	if h.Human != nil {
-		t.Log("a person does not poll")
+	if h.Human != nil || h.OnlyOn {
+		t.Log("it cannot be polled to off")
 		return
 	}
 	ctx := t.Context()

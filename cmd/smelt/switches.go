@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"smelt/internal/config"
+	"smelt/internal/convert"
+	"smelt/inventory"
+	"smelt/power"
+	"smelt/power/amt"
+	"smelt/power/bmc"
+	"smelt/power/inband"
+	"smelt/power/manual"
+	"smelt/power/pdu"
+	"smelt/power/plug"
+	"smelt/power/wol"
+)
+
+// bmcJournal is where it is remembered what BMCs must be freed of after a crash.
+func bmcJournal(site *config.Site) string { return filepath.Join(site.State, "bmc") }
+
+// ears hear of machines for the controllers that cannot read them. It is the
+// conductor that hears, and it is made after them, before anything runs.
+type ears struct{ conductor *convert.Conductor }
+
+var errDeaf = errors.New("the conductor does not run yet")
+
+func (e *ears) heard(n inventory.NodeID) (time.Time, string) {
+	if e.conductor == nil {
+		return time.Time{}, ""
+	}
+	return e.conductor.Heard(n)
+}
+
+func (e *ears) agent(n inventory.NodeID) time.Time {
+	if e.conductor == nil {
+		return time.Time{}
+	}
+	return e.conductor.AgentHeard(n)
+}
+
+func (e *ears) tell(ctx context.Context, n inventory.NodeID, verb string) error {
+	if e.conductor == nil {
+		return errDeaf
+	}
+	return e.conductor.Tell(ctx, n, verb)
+}
+
+// controllers makes what switches each node. A node without one is switched by
+// a human, who gets a task.
+func controllers(site *config.Site, secrets *config.Secrets, e *ears) (map[inventory.NodeID]*power.Verified, error) {
+	units := map[string]*pdu.Unit{}
+	var nodes []string
+	for _, n := range site.Nodes {
+		nodes = append(nodes, string(n.Name))
+	}
+	for _, p := range site.PDUs {
+		u, err := pdu.NewUnit(pdu.Config{
+			Names: p.Names, Nodes: nodes,
+			Name: p.Name, Address: p.Address, Version: p.Version, Model: p.Model, User: p.User,
+			Community: reveal(secrets, p.Community), Auth: reveal(secrets, p.Auth), Priv: reveal(secrets, p.Priv),
+		})
+		if err != nil {
+			return nil, err
+		}
+		units[p.Name] = u
+	}
+	out := map[inventory.NodeID]*power.Verified{}
+	for _, n := range site.Nodes {
+		v, err := switchOf(site, n, units, secrets, e)
+		if err != nil {
+			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
+		}
+		if v != nil {
+			out[n.Name] = v
+		}
+	}
+	return out, nil
+}
+
+// How long a state may take that is confirmed in a roundabout way.
+const (
+	reachHeard = 12 * time.Minute // until a machine is heard of: its firmware tests itself first
+	reachChain = 3 * time.Minute  // a BMC that was without power starts
+	pollHeard  = 5 * time.Second
+)
+
+// switchOf is what switches n, nil for a person alone.
+func switchOf(site *config.Site, n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets, e *ears) (*power.Verified, error) {
+	var links []power.Link
+	for _, w := range n.Power {
+		c, proves, err := controller(site, n, w, units, secrets, e)
+		if err != nil {
+			return nil, err
+		}
+		links = append(links, power.Link{Controller: c, Proves: proves})
+	}
+	machine := slices.ContainsFunc(links, func(l power.Link) bool { return l.Proves == power.Machine })
+	life := slices.ContainsFunc(links, func(l power.Link) bool { return l.Proves == power.Life })
+	var limits power.Limits
+	switch {
+	case life && !machine:
+		limits.Reach, limits.Poll = reachHeard, pollHeard
+	case len(links) > 1:
+		limits.Reach = reachChain
+	}
+	switch {
+	case len(links) > 1:
+		chain, err := power.NewChain(links...)
+		if err != nil {
+			return nil, err
+		}
+		return power.Verify(chain, limits), nil
+	case len(links) == 0 || n.Power[0].Driver == "manual":
+		return nil, nil
+	}
+	return power.Verify(links[0].Controller, limits), nil
+}
+
+// controller makes one way to switch n, and says what its state proves.
+func controller(site *config.Site, n config.Node, p config.Power, units map[string]*pdu.Unit, secrets *config.Secrets, e *ears) (power.Controller, power.Proof, error) {
+	heard := func() (time.Time, string) { return e.heard(n.Name) }
+	var c power.Controller
+	var err error
+	proves := power.Machine
+	switch p.Driver {
+	case "ipmi", "redfish":
+		c, err = bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
+			Password: deviceOf(n, p, secrets, bmcJournal(site)).Password, Sessions: bmcJournal(site)})
+	case "amt":
+		c, err = amt.New(amt.Config{Address: p.Address, User: p.User, Pin: p.Pin, Password: reveal(secrets, p.Password)})
+	case "pdu":
+		proves = power.Supply
+		outlets := make([]pdu.Outlet, 0, len(p.Outlets))
+		for _, o := range p.Outlets {
+			outlets = append(outlets, pdu.Outlet{Unit: units[o.PDU], Number: o.Outlet, Node: string(n.Name), Place: string(n.Position)})
+		}
+		c, err = pdu.New(outlets...)
+	case "plug":
+		proves = power.Supply
+		c, err = plug.New(plug.Config{Kind: p.Kind, Address: p.Address, Channel: p.Channel, User: p.User, Password: reveal(secrets, p.Password),
+			Token: reveal(secrets, p.Token), Entity: p.Entity, Meter: p.Meter})
+	case "wol":
+		proves = power.Life
+		to, from := broadcast(site, p.Network)
+		c, err = wol.New(wol.Config{Node: n.Name, MACs: n.MACs, To: to, From: from, Password: reveal(secrets, p.Password), Heard: heard})
+	case "inband":
+		proves = power.Life
+		c, err = inband.New(inband.Config{Node: n.Name, Heard: func() time.Time { return e.agent(n.Name) },
+			Tell: func(ctx context.Context, verb string) error { return e.tell(ctx, n.Name, verb) }})
+	case "manual":
+		c = manual.New(manual.Config{Node: n.Name, Place: n.Position, Heard: heard})
+	default:
+		err = fmt.Errorf("driver %q is not in this release", p.Driver)
+	}
+	return c, proves, err
+}
+
+// wakePort is where magic packets go by custom: discard.
+const wakePort = 9
+
+// broadcast is where magic packets for a network go, and our address on its
+// wire. Machines behind relays are reached by directed broadcast, which their
+// router must pass.
+func broadcast(site *config.Site, network string) (to netip.AddrPort, from netip.Addr) {
+	for _, n := range site.Networks {
+		if n.Name != network {
+			continue
+		}
+		machines := n.Machines()
+		b := machines.Masked().Addr().As4()
+		for i := machines.Bits(); i < 32; i++ {
+			b[i/8] |= 0x80 >> (i % 8)
+		}
+		return netip.AddrPortFrom(netip.AddrFrom4(b), wakePort), n.Address.Addr()
+	}
+	return netip.AddrPort{}, netip.Addr{}
+}
