@@ -36,10 +36,10 @@ func TestLies(t *testing.T) {
 	places := make(chan struct{}, 16)
 	for name, lie := range map[string]lie{
 		"honest":               {on: works, off: works, soft: works, restart: works},
-		"hang":                 {faults: vbmc.RedfishFaults{Hang: true}, on: fails, off: fails, soft: fails, restart: fails, says: "deadline exceeded"},
+		"hang":                 {faults: vbmc.RedfishFaults{Hang: true}, on: fails, off: fails, soft: fails, restart: fails, says: "did not answer in time"},
 		"slow":                 {faults: vbmc.RedfishFaults{Slow: 10 * ms}, on: works, off: works, soft: works, restart: works},
 		"slow TLS":             {faults: vbmc.RedfishFaults{SlowTLS: 30 * ms}, on: works, off: works, soft: works, restart: works},
-		"endless TLS":          {faults: vbmc.RedfishFaults{SlowTLS: time.Hour}, on: fails, off: fails, soft: fails, restart: fails, says: "deadline exceeded"},
+		"endless TLS":          {faults: vbmc.RedfishFaults{SlowTLS: time.Hour}, on: fails, off: fails, soft: fails, restart: fails, says: "did not answer in time"},
 		"500 to everything":    {faults: vbmc.RedfishFaults{Status: 500}, on: fails, off: fails, soft: fails, restart: fails, says: "500"},
 		"500 and done":         {faults: vbmc.RedfishFaults{ResetFails: 500}, on: works, off: works, soft: works, restart: works},
 		"409 and done":         {faults: vbmc.RedfishFaults{ResetFails: 409}, on: works, off: works, soft: works, restart: works},
@@ -58,7 +58,7 @@ func TestLies(t *testing.T) {
 		"keeps Once for ever":  {faults: vbmc.RedfishFaults{BootAlways: true}, on: works, off: works, soft: works, restart: works},
 		"no session free":      {faults: vbmc.RedfishFaults{Sessions: -1}, on: fails, off: fails, soft: fails, restart: fails, says: "SessionLimit"},
 		"logout fails":         {faults: vbmc.RedfishFaults{LogoutFails: true}, on: works, off: works, soft: works, restart: works},
-		"login lost":           {faults: vbmc.RedfishFaults{LoginLost: true}, on: fails, off: fails, soft: fails, restart: fails, says: "deadline exceeded"},
+		"login lost":           {faults: vbmc.RedfishFaults{LoginLost: true}, on: fails, off: fails, soft: fails, restart: fails, says: "did not answer in time"},
 		"truncated":            {faults: vbmc.RedfishFaults{Truncate: true}, on: fails, off: fails, soft: fails, restart: fails, says: "no JSON"},
 		"huge":                 {faults: vbmc.RedfishFaults{Huge: true}, on: fails, off: fails, soft: fails, restart: fails, says: "larger than"},
 		"redirects":            {faults: vbmc.RedfishFaults{Redirect: "https://127.0.0.1:1"}, on: fails, off: fails, soft: fails, restart: fails, says: "redirects are not followed"},
