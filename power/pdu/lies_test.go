@@ -41,7 +41,7 @@ func TestLies(t *testing.T) {
 	}
 	for name, l := range map[string]struct {
 		lie    func(scene)
-		limits power.Limits
+		reach  time.Duration
 		want   error // nil: it worked; errAny: some error
 		says   string
 		notes  string
@@ -51,14 +51,14 @@ func TestLies(t *testing.T) {
 		"none":                      {lie: func(scene) {}, sets: 1, notes: "outlet 2: told to switch on, was off"},
 		"ignores":                   {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletIgnores) }, want: power.ErrNotReached, sets: 1},
 		"inverts":                   {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletInverts) }, want: power.ErrNotReached, sets: 1},
-		"hesitant":                  {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletHesitant) }, limits: patient, sets: 1},
-		"delays":                    {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletDelays) }, limits: patient, sets: 1},
+		"hesitant":                  {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletHesitant) }, sets: 1},
+		"delays":                    {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletDelays) }, sets: 1},
 		"too slow":                  {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletHesitant) }, want: power.ErrNotReached, sets: 1},
 		"refuses":                   {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletRefuses) }, want: power.ErrNotReached, says: "the PDU answers GenErr", sets: 1},
 		"denies and does":           {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletDeniesAndDoes) }, notes: "the PDU answers GenErr", sets: 1},
 		"switches the next outlet":  {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletNeighbour) }, want: power.ErrMismatch, says: `outlet 3 ("rig-02"): off to on changed instead`, sets: 1, theirs: true},
 		"switches both":             {lie: func(s scene) { s.pdu.Fault(ours, vbmc.OutletBoth) }, notes: `outlet 3 ("rig-02"): off to on changed instead or as well`, sets: 1, theirs: true},
-		"loses packets":             {lie: func(s scene) { s.pdu.Lose(1) }, limits: patient, sets: 1},
+		"loses packets":             {lie: func(s scene) { s.pdu.Lose(1) }, sets: 1},
 		"a state of no meaning":     {lie: reply(func(v *gosnmp.SnmpPDU) { v.Value = 99 }), want: power.ErrNotReached, says: "nothing was done because the state is not known"},
 		"a state in words":          {lie: reply(func(v *gosnmp.SnmpPDU) { v.Type, v.Value = gosnmp.OctetString, []byte("2") }), want: power.ErrNotReached, says: "not with a number"},
 		"no state":                  {lie: reply(func(v *gosnmp.SnmpPDU) { v.Type, v.Value = gosnmp.NoSuchInstance, nil }), want: power.ErrMismatch, says: "there is no outlet 2: this apc-rpdu2 has 2, from 1 to 3"},
@@ -86,7 +86,7 @@ func TestLies(t *testing.T) {
 					}
 				}
 			})
-		}, limits: patient, want: power.ErrNotReached, says: "do not end"},
+		}, reach: 2 * time.Second, want: power.ErrNotReached, says: "states of all outlets: "},
 		"tables in a circle": {lie: func(s scene) {
 			s.pdu.Mangle(func(req, p *gosnmp.SnmpPacket) {
 				if req.PDUType == gosnmp.GetBulkRequest {
@@ -104,12 +104,12 @@ func TestLies(t *testing.T) {
 			u := unit(t, Config{Address: p.Addr().String(), Nodes: []string{"rig-01", "rig-02"}})
 			c := controller(t, Outlet{Unit: u, Number: ours, Node: "rig-01"})
 			l.lie(scene{p, u, c})
-			limits := l.limits
-			if limits.Reach == 0 {
-				limits = brisk
-			}
+			limits := patient
 			if l.want != nil {
-				limits.Reach = min(limits.Reach, 2*time.Second)
+				limits = brisk // for what never happens
+			}
+			if l.reach > 0 {
+				limits.Reach = l.reach
 			}
 			e, err := power.Verify(c, limits).On(t.Context())
 			if !errors.Is(err, l.want) || l.want != nil && err == nil {

@@ -53,8 +53,21 @@ func (u *Unit) Outlets(ctx context.Context) ([]OutletReading, error) {
 		if m.Pending != nil {
 			prefixes = append(prefixes, m.Pending.At.prefix)
 		}
-		rows, err := s.walk(append(prefixes, columns(m.Watts, m.Amps)...)...)
+		// Where the index goes on behind the outlet, a column holds every sensor of
+		// every outlet: only ours are asked for.
+		var sensors []*gauge
+		for _, g := range []*gauge{m.Watts, m.Amps} {
+			if g != nil && g.At.suffix != "" {
+				sensors = append(sensors, g)
+			} else {
+				prefixes = append(prefixes, columns(g)...)
+			}
+		}
+		rows, err := s.walk(prefixes...)
 		if err != nil {
+			return err
+		}
+		if err := s.sense(rows, sensors); err != nil {
 			return err
 		}
 		found := map[int]OutletReading{}
@@ -87,6 +100,31 @@ func (u *Unit) Outlets(ctx context.Context) ([]OutletReading, error) {
 		return nil, fmt.Errorf("outlets of %s: %w", u, err)
 	}
 	return out, nil
+}
+
+// sense adds what gauges measure at the outlets of rows.
+func (s *session) sense(rows map[string]gosnmp.SnmpPDU, gs []*gauge) error {
+	var oids []string
+	for oid := range rows {
+		n, ok := s.model.State.At.number(oid)
+		for _, g := range gs {
+			for _, c := range []column{g.At, g.Digits, g.Valid} {
+				if at, err := c.at(n); ok && c.set() && err == nil {
+					oids = append(oids, at)
+				}
+			}
+		}
+	}
+	values, err := s.get(oids...)
+	if err != nil {
+		return err
+	}
+	for _, v := range values {
+		if !missing(v) {
+			rows[strings.TrimPrefix(v.Name, ".")] = v
+		}
+	}
+	return nil
 }
 
 // Meters reads what the PDU measures above its outlets: inlets, phases, banks.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,8 +27,10 @@ func TestMeters(t *testing.T) {
 			t.Parallel()
 			m := models[slices.IndexFunc(models, named(model))]
 			var machine, idle vbmc.Switch
-			load := 312.4
-			outlets := []vbmc.Outlet{{Name: "rig-01", Power: &machine, Draw: func() float64 { return load }}, {Name: "rig-02", Power: &idle, Watts: 90}}
+			const load = 312.4
+			var draws atomic.Int64 // tenths of watts
+			draws.Store(3124)
+			outlets := []vbmc.Outlet{{Name: "rig-01", Power: &machine, Draw: func() float64 { return float64(draws.Load()) / 10 }}, {Name: "rig-02", Power: &idle, Watts: 90}}
 			for range 22 {
 				outlets = append(outlets, vbmc.Outlet{})
 			}
@@ -46,7 +49,7 @@ func TestMeters(t *testing.T) {
 			if packets > 14 {
 				t.Errorf("%d packets for 24 outlets", packets)
 			}
-			want, none := load, 0.0
+			want, none := float64(load), 0.0
 			if m.Watts == nil {
 				want, none = math.NaN(), math.NaN()
 			}
@@ -71,7 +74,7 @@ func TestMeters(t *testing.T) {
 			}
 			for i, r := range meters {
 				// The first half of the outlets is the first bank; the rest has no load.
-				want := load
+				want := float64(load)
 				if r.Level == "bank" && i == len(meters)-1 || r.Level == "phase or bank" && r.Index == "3" {
 					want = 0
 				}
@@ -83,7 +86,7 @@ func TestMeters(t *testing.T) {
 				}
 			}
 			// The load follows the machine.
-			load = 471
+			draws.Store(4710)
 			r, err := controller(t, Outlet{Unit: u, Number: 1}, Outlet{Unit: u, Number: 2}).Readings(t.Context())
 			if m.Watts == nil {
 				if !errors.Is(err, power.ErrUnsupported) || !math.IsNaN(r.Watts) {

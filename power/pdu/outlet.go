@@ -96,11 +96,13 @@ func (c *Controller) Notes() []string {
 }
 
 // Reset makes the PDUs be written to again, after a person found out why one of
-// them switched an outlet that it was not told to; names are looked at anew.
+// them switched an outlet that it was not told to, and lets a refused login be
+// tried once more; names are looked at anew.
 func (c *Controller) Reset() {
 	for _, u := range c.units() {
 		u.turn <- struct{}{}
 		u.forget()
+		u.refused = refusal{}
 		<-u.turn
 	}
 }

@@ -5,6 +5,8 @@ package pdu
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -14,6 +16,8 @@ import (
 	"time"
 
 	"github.com/gosnmp/gosnmp"
+
+	"smelt/power"
 )
 
 // Secret fetches a secret for each call.
@@ -47,7 +51,15 @@ type Unit struct {
 	order int64 // several units are locked in this order
 	turn  chan struct{}
 
-	known // guarded by turn
+	known           // guarded by turn, as is
+	refused refusal // what the PDU refused
+}
+
+// A refusal is a login that a PDU refused. It is not tried again for any of its
+// machines; another passphrase is, and after Reset this one too.
+type refusal struct {
+	login [sha256.Size]byte // of user and passphrases
+	err   error
 }
 
 var units atomic.Int64
@@ -108,11 +120,15 @@ func (u *Unit) with(ctx context.Context, f func(*session) error) error {
 	stop := context.AfterFunc(ctx, func() { s.Conn.Close() })
 	defer stop()
 	err = s.identify()
-	if err == nil {
+	switch {
+	case err == nil:
+		u.refused = refusal{}
 		err = f(s)
+	case u.cfg.Version == "v3" && errors.Is(err, power.ErrAuth):
+		u.refused = refusal{s.login, err}
 	}
-	if err != nil && ctx.Err() != nil {
-		return fmt.Errorf("no answer: %w", ctx.Err())
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+		return fmt.Errorf("no answer: %w", ctx.Err()) // and not that its socket is closed
 	}
 	return err
 }
@@ -163,6 +179,7 @@ func (u *Unit) dial(ctx context.Context) (*session, error) {
 		return s, nil
 	}
 	var err error
+	var login [sha256.Size]byte
 	switch u.cfg.Version {
 	case "v1", "v2c":
 		g.Version = gosnmp.Version2c
@@ -183,9 +200,13 @@ func (u *Unit) dial(ctx context.Context) (*session, error) {
 			return nil, err
 		}
 		g.Version, g.SecurityModel, g.MsgFlags, g.SecurityParameters = gosnmp.Version3, gosnmp.UserSecurityModel, gosnmp.AuthPriv, usm
+		login = sha256.Sum256(fmt.Appendf(nil, "%q %q %q", u.cfg.User, usm.AuthenticationPassphrase, usm.PrivacyPassphrase))
+		if u.refused.err != nil && u.refused.login == login {
+			return nil, fmt.Errorf("not tried again (correct the passphrase, or reset the controllers of this PDU): %w", u.refused.err)
+		}
 	}
 	if err := g.Connect(); err != nil {
 		return nil, err
 	}
-	return &session{GoSNMP: g, unit: u}, nil
+	return &session{GoSNMP: g, unit: u, login: login}, nil
 }

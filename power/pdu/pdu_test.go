@@ -3,6 +3,7 @@ package pdu
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -23,6 +24,10 @@ import (
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(passEnv); dir != "" {
 		os.Exit(pass(dir, os.Stdin, os.Stdout))
+	}
+	// These tests wait for timers and not for the processor.
+	if err := flag.Set("test.parallel", "24"); err != nil {
+		panic(err)
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -1,6 +1,7 @@
 package pdu
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math"
@@ -18,6 +19,7 @@ type session struct {
 	*gosnmp.GoSNMP
 	unit  *Unit
 	model *model
+	login [sha256.Size]byte // of SNMPv3
 }
 
 // failure is what an answer says went wrong. A Set is answered without an error

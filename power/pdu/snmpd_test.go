@@ -299,6 +299,33 @@ func TestSnmpd(t *testing.T) {
 				t.Errorf("%s: outlets %s %s", name, b.outlet(2), b.outlet(3))
 			}
 		}
+		// All machines of a PDU together cost one refused login, until the
+		// passphrase is another one or a person resets.
+		var key atomic.Value
+		key.Store("authentic-43")
+		shared := good
+		shared.Address, shared.Auth = b.front.LocalAddr().String(), func(context.Context) (string, error) { return key.Load().(string), nil }
+		u := unit(t, shared)
+		one, two := controller(t, Outlet{Unit: u, Number: 2}), controller(t, Outlet{Unit: u, Number: 3})
+		b.logins.Store(0)
+		for range 3 {
+			for _, c := range []*Controller{one, two} {
+				if _, err := c.State(t.Context()); !errors.Is(err, power.ErrAuth) {
+					t.Errorf("a wrong key: %v", err)
+				}
+			}
+		}
+		if n := b.logins.Load(); n != 1 {
+			t.Errorf("two machines cost %d refused logins, want 1", n)
+		}
+		two.Reset()
+		if _, err := one.State(t.Context()); !errors.Is(err, power.ErrAuth) || b.logins.Load() != 2 {
+			t.Errorf("after a reset: %v, %d logins", err, b.logins.Load())
+		}
+		key.Store("authentic-42")
+		if s, err := one.State(t.Context()); err != nil || s != power.Off {
+			t.Errorf("with the right passphrase: %s, %v", s, err)
+		}
 		all, err := on(t, b, good).outlets[0].Unit.Outlets(t.Context())
 		if err != nil || len(all) != 3 || all[1].Name != "rig-01 left" || all[1].State != power.Off {
 			t.Errorf("outlets %+v, error %v", all, err)

@@ -265,7 +265,8 @@ func refused(t *testing.T, _ power.Controller, h Hardware) {
 		if !errors.Is(err, power.ErrAuth) {
 			t.Errorf("%s: error %v, want ErrAuth", call.name, err)
 		}
-		if n := logins() - before; n != 1 {
+		// A driver may remember the refusal: then only the first one is seen.
+		if n := logins() - before; n > 1 || n != 1 && before == 0 {
 			t.Errorf("%s: %d logins reached the device, want exactly 1", call.name, n)
 		}
 	}
@@ -279,8 +280,8 @@ func refused(t *testing.T, _ power.Controller, h Hardware) {
 			t.Errorf("verified on: error %v, want ErrAuth", err)
 		}
 	}
-	if n := logins() - before; n != 1 {
-		t.Errorf("five verified verbs made %d logins, want 1", n)
+	if n := logins() - before; n > 1 {
+		t.Errorf("five verified verbs made %d logins, want at most 1", n)
 	}
 }
 
