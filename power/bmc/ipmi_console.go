@@ -61,6 +61,8 @@ func (i *ipmi) Console(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, err
 	}
 	cmd := i.tool(i.cfg.CipherSuite, password, "exec", script.Name())
+	// As in fed: when this process is killed, ipmitool ends the console.
+	cmd.Path, cmd.Args = "/bin/bash", append([]string{"bash", "-c", `trap "" PIPE; exec "$0" "$@"`}, cmd.Args...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err

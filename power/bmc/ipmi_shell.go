@@ -41,8 +41,9 @@ type shell struct {
 const (
 	resend = 3 * time.Second
 	tries  = 4
-	// fed becomes the rest of the command line, fed what comes in and "exit".
-	fed = `exec 3<&0; exec "$0" "$@" < <(exec 2>/dev/null; cat <&3; echo exit) 3<&-`
+	// fed becomes the rest of the command line, fed what comes in and "exit". A
+	// broken pipe, when nobody listens any more, must not keep it from logging out.
+	fed = `trap "" PIPE; exec 3<&0; exec "$0" "$@" < <(exec 2>/dev/null; cat <&3; echo exit) 3<&-`
 	// parting is how long ipmitool has to close its session.
 	parting = 500 * time.Millisecond
 )
