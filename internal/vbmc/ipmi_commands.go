@@ -37,11 +37,11 @@ func (m *MC) command(id uint32, netfn, cmd byte, d []byte) (code byte, data []by
 
 func (m *MC) chassis(cmd byte, d []byte) (code byte, data []byte, mute bool) {
 	f, ctx := m.fault(), context.Background()
-	if f.Refuse != 0 {
-		return f.Refuse, nil, false
-	}
 	switch cmd {
 	case 0x01: // get chassis status
+		if f.Blind != 0 {
+			return f.Blind, nil, false
+		}
 		on, err := m.power.State(ctx)
 		if err != nil {
 			return ccFailed, nil, false
@@ -56,15 +56,18 @@ func (m *MC) chassis(cmd byte, d []byte) (code byte, data []byte, mute bool) {
 		if m.lit {
 			data[2] |= 0x20
 		}
-		return 0, data, false // a state read tells the truth whatever Fails says
 	case 0x02: // chassis control
 		if len(d) < 1 {
 			return ccLength, nil, false
 		}
-		mute = f.Mute
-		if err := m.control(ctx, d[0]); err != nil {
-			return ccFailed, nil, mute
+		if f.Refuse != 0 {
+			return f.Refuse, nil, false
 		}
+		m.orders = append(m.orders, d[0]&0x0f)
+		if err := m.control(ctx, d[0]); err != nil {
+			return ccFailed, nil, f.Mute
+		}
+		return f.Fails, nil, f.Mute
 	case 0x04: // chassis identify
 		m.lit = len(d) == 0 || d[0] > 0 || len(d) > 1 && d[1]&1 != 0
 	case 0x06: // set power restore policy
@@ -89,10 +92,7 @@ func (m *MC) chassis(cmd byte, d []byte) (code byte, data []byte, mute bool) {
 	default:
 		code = ccUnknown
 	}
-	if code == 0 && f.Fails != 0 {
-		return f.Fails, nil, mute
-	}
-	return code, data, mute
+	return code, data, false
 }
 
 func (m *MC) control(ctx context.Context, what byte) error {

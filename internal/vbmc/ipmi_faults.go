@@ -18,8 +18,9 @@ type IPMIFaults struct {
 
 	// What follows only an MC does; in front of ipmi_sim a Liar does the like.
 
-	Refuse     byte   // answers chassis commands with this completion code and does nothing
-	Fails      byte   // does what chassis commands say and answers with this code
+	Blind      byte   // answers a read of the chassis status with this completion code
+	Refuse     byte   // answers chassis control with this code and does nothing
+	Fails      byte   // does what chassis control says and answers with this code
 	Mute       bool   // does what chassis control says and never answers it
 	Says       string // the power state it tells: "on" or "off"; "" for the true one
 	ForgetBoot bool   // accepts a boot device and reads back none

@@ -55,6 +55,7 @@ type MC struct {
 	boot     [5]byte
 	expiry   byte // parameter 3: 08h keeps the boot device
 	lit      bool
+	orders   []byte // chassis control: 0 off, 1 on, 5 soft off
 	sel      [][]byte
 }
 
@@ -157,6 +158,13 @@ func (m *MC) Sessions() int {
 	return n
 }
 
+// Forget ends every session, as their timeout does.
+func (m *MC) Forget() {
+	m.state.Lock()
+	defer m.state.Unlock()
+	clear(m.sessions)
+}
+
 // AddUser makes an account with ADMINISTRATOR privilege; without a name it is
 // an anonymous one.
 func (m *MC) AddUser(name, password string) {
@@ -174,6 +182,14 @@ func (m *MC) Lit() bool {
 	m.state.Lock()
 	defer m.state.Unlock()
 	return m.lit
+}
+
+// Orders lists the chassis control commands that it took: 0 off, 1 on, 5 soft
+// off (IPMI 2.0, section 28.3).
+func (m *MC) Orders() []byte {
+	m.state.Lock()
+	defer m.state.Unlock()
+	return bytes.Clone(m.orders)
 }
 
 // Policy is the restore policy: 0 always off, 1 previous, 2 always on.

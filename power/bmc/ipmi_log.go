@@ -69,6 +69,9 @@ func parseSEL(text string, names map[string]string) ([]power.LogEntry, error) {
 		if e.Message == "" { // an OEM record
 			e.Sensor, e.Message = "", strings.Join(f[3:], ", ")
 		}
+		if strings.Trim(e.Message, ", ") == "" {
+			continue
+		}
 		e.Severity = severity(e.Message)
 		log = append(log, e)
 	}

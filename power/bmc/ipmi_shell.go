@@ -44,8 +44,9 @@ const (
 	// fed becomes the rest of the command line, fed what comes in and "exit". A
 	// broken pipe, when nobody listens any more, must not keep it from logging out.
 	fed = `trap "" PIPE; exec 3<&0; exec "$0" "$@" < <(exec 2>/dev/null; cat <&3; echo exit) 3<&-`
-	// parting is how long ipmitool has to close its session.
-	parting = 500 * time.Millisecond
+	// parting is how long ipmitool has to close its session. A BMC that does not
+	// answer keeps it until it times out, 60 s later (section 6.12.15).
+	parting = 1500 * time.Millisecond
 )
 
 // tool is the command line of ipmitool. Its environment holds nothing but what
