@@ -4,7 +4,7 @@
 // ask the system to shut down without software of Intel's on it, and resets are
 // a cycle here as everywhere.
 //
-// The client is our own and not bmclib's: see docs/decisions/0019-plugs-and-amt.md.
+// The client is our own and not bmclib's: see docs/decisions/0021-plugs-and-amt.md.
 package amt
 
 import (

@@ -13,7 +13,7 @@ import (
 )
 
 // homeassistant speaks Home Assistant's REST API (developers.home-assistant.io,
-// REST API), not by way of bmclib: see docs/decisions/0019-plugs-and-amt.md.
+// REST API), not by way of bmclib: see docs/decisions/0021-plugs-and-amt.md.
 type homeassistant struct {
 	wire
 	token  Secret
