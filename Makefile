@@ -10,7 +10,7 @@ RECIPE    ?= images/recipes/debian-12-lab.yaml
 TEST_ARGS ?=
 BUILD_ARGS ?=
 
-.PHONY: build demo image-ci image-cuda test unit power-soak lint bench bench-store bench-images bench-netboot deps deps-demo clean
+.PHONY: build demo image-ci image-cuda test unit power-soak lint bench bench-store bench-images bench-netboot bench-power deps deps-demo clean
 
 ## build: the binaries, into bin/
 build:
@@ -60,7 +60,7 @@ lint:
 	go tool -modfile=tools.mod staticcheck ./...
 
 ## bench: every benchmark; each prints one line of JSON last
-bench: bench-store bench-images bench-netboot
+bench: bench-store bench-images bench-netboot bench-power
 
 bench-store:
 	@$(SUDO) go run ./internal/store/storebench
@@ -73,6 +73,11 @@ bench-images: deps
 ## bench-netboot: DHCP, TFTP, HTTP and iPXE against Kea, dnsmasq, tftpd-hpa, nginx
 bench-netboot: deps
 	@$(SUDO) go run ./pxe/bench
+
+## bench-power: one server's care for 2,000 BMCs, some of them slow or dead, beside
+## bmclib's; what is left on them after killed processes; the power budget
+bench-power:
+	@go run ./power/bench $(BENCH_ARGS)
 
 deps:
 	@.ci/deps
