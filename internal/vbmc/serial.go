@@ -174,3 +174,21 @@ func (m *Machine) ServeSerial(ln net.Listener) {
 		})
 	}
 }
+
+// EchoDisk is a disk image without a system: its boot sector sends back what
+// the serial port gets, for tests of consoles that need no kernel.
+func EchoDisk() []byte {
+	b := make([]byte, 1<<20)
+	copy(b, []byte{
+		0xba, 0xfd, 0x03, // mov dx, 0x3fd: line status of the 16550
+		0xec,       // in al, dx
+		0xa8, 0x01, // test al, 1: data ready
+		0x74, 0xfb, // jz in
+		0xba, 0xf8, 0x03, // mov dx, 0x3f8: data
+		0xec,       // in al, dx
+		0xee,       // out dx, al
+		0xeb, 0xf1, // jmp to the beginning
+	})
+	b[510], b[511] = 0x55, 0xaa
+	return b
+}

@@ -61,8 +61,10 @@ func (i *ipmi) Console(ctx context.Context) (io.ReadWriteCloser, error) {
 		return nil, err
 	}
 	cmd := i.tool(i.cfg.CipherSuite, password, "exec", script.Name())
-	// As in fed: when this process is killed, ipmitool ends the console.
-	cmd.Path, cmd.Args = "/bin/bash", append([]string{"bash", "-c", `trap "" PIPE; exec "$0" "$@"`}, cmd.Args...)
+	// As in fed: when this process is killed, ipmitool ends the console. And on a
+	// pipe it keeps back what it says of itself until the machine speaks, which a
+	// machine that waits for a key never does: stdbuf (coreutils) ends lines.
+	cmd.Path, cmd.Args = "/bin/bash", append([]string{"bash", "-c", `trap "" PIPE; exec stdbuf -oL "$0" "$@"`}, cmd.Args...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
