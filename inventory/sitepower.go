@@ -62,6 +62,8 @@ type Curtailment struct {
 	Met   time.Time     `json:"met,omitzero"` // first measured to be given back
 	Late  bool          `json:"late,omitempty"`
 	Steps []CurtailStep `json:"steps,omitempty"`
+	// Unmeasured is how many machines were on and not measured when it began.
+	Unmeasured int `json:"unmeasured,omitempty"`
 }
 
 // Given is what was given back, as measured last, in watts.

@@ -213,6 +213,7 @@ type curtailment struct {
 	why     string
 	acted   time.Time
 	takes   time.Duration
+	planned bool // the caller takes by a plan of its own
 }
 
 // Curtail lets the whole site have at most so many watts, until CurtailEnd:
@@ -244,7 +245,7 @@ var saves = map[string]int64{Cap: 25, Pause: 60, SoftOff: 100}
 // enough.
 func (b *Budget) giveBack(now time.Time, loads []Load) (out []Advice) {
 	c := b.curtail
-	if c == nil {
+	if c == nil || c.planned {
 		return nil
 	}
 	if now.Before(c.acted) {

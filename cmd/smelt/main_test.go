@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,18 +66,73 @@ func TestScripts(t *testing.T) {
 type conductor struct {
 	server.Conductor // what no script reaches
 	stopped          bool
+	mu               sync.Mutex
+	power            inventory.SitePower
 }
 
 func (c *conductor) Live(inventory.NodeID) convert.Live { return convert.Live{} }
 func (c *conductor) Stopped() bool                      { return c.stopped }
 func (c *conductor) Levels() []convert.Level {
-	return []convert.Level{{Circuit: inventory.Circuit{Name: "feed-a", Kind: "feed"}, Granted: 1800, Limit: 5888}}
+	return []convert.Level{
+		{Circuit: inventory.Circuit{Name: "feed-a", Kind: "feed"}, Granted: 2800, Measured: 1650, Limit: 34918, Free: 32118, State: "ok"},
+		{Circuit: inventory.Circuit{Name: "pdu-a1", Kind: "pdu", Parent: "feed-a"}, Granted: 1800, Measured: 1650, Limit: 5888, Free: 4088, State: "ok"},
+		{Circuit: inventory.Circuit{Name: "pdu-a2", Kind: "pdu", Parent: "feed-a"}, Granted: 1000, Limit: 5888, Free: 0, State: "full", Why: "it drew more than 5888 W for 1m0s"},
+	}
+}
+func (c *conductor) SitePower() inventory.SitePower {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.power
+}
+func (c *conductor) HallPower() convert.HallPower {
+	now := time.Now()
+	return convert.HallPower{SitePower: c.SitePower(), Draw: 2650, Machines: []convert.MachinePower{
+		{Node: "rig-01", Position: "A3-S2", Circuit: "pdu-a1", State: inventory.NeedsWork, On: "unknown", Nameplate: 1800, Watts: 90000, WattsAt: now, Lie: "it says that it draws 90000 W"},
+		{Node: "srv-01", Position: "A1-U10", Circuit: "pdu-a1", State: inventory.BurningIn, On: "on", At: now.Add(-90 * time.Minute), Via: "redfish 10.0.0.5", Nameplate: 1800, Learned: 1500, Watts: 1650, WattsAt: now.Add(-12 * time.Second),
+			Shed: []inventory.Shed{{Do: inventory.ShedPause, By: "budget", Why: "too hot", At: now}}},
+	}}
+}
+func (c *conductor) CanGive(need float64, _ time.Duration) convert.CanGive {
+	return convert.CanGive{Watts: 1300, Draw: 2650, Steps: []inventory.CurtailStep{{Node: "srv-01", Do: inventory.ShedPause, Watts: 1300}}}
+}
+
+// order does what the conductor would with an order about the site's power.
+func (c *conductor) order(i store.Intent) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	switch i.Verb {
+	case "power-hold":
+		c.power.Hold = &inventory.PowerHold{By: i.Actor, Reason: i.Params["reason"], At: now}
+	case "power-resume":
+		if c.power.Hold == nil {
+			return "nothing is held"
+		}
+		c.power.Hold = nil
+	case "power-blackout":
+		c.power.Blackout = &inventory.Blackout{At: now, By: i.Actor, Why: i.Params["reason"], Lost: []inventory.NodeID{"srv-01"}}
+	case "power-release":
+		c.power.Blackout = nil
+	case "power-curtail":
+		if i.Params["watts"] != "1000" {
+			return "the site cannot give back " + i.Params["watts"] + " W within " + i.Params["within"] + ", but 1300 W"
+		}
+		c.power.Curtail = &inventory.Curtailment{By: i.Actor, Watts: 1000, At: now, Due: now.Add(10 * time.Minute), Base: 2650, Draw: 1450, Seen: now, Met: now}
+	case "power-curtail-end":
+		c.power.Curtail = nil
+	}
+	return ""
 }
 func (c *conductor) Stop(_ context.Context, on bool, _, _ string) error { c.stopped = on; return nil }
 func (c *conductor) Submit(_ context.Context, i store.Intent) (store.IntentResult, error) {
 	switch {
 	case i.Verb == "reinspect":
 		return store.IntentResult{}, store.ErrNotFound // it never ends
+	case strings.HasPrefix(i.Verb, "power-"):
+		why := c.order(i)
+		return store.IntentResult{ID: i.ID, OK: why == "", Error: why}, nil
+	case i.Verb == "prove" && i.Node == "srv-02":
+		return store.IntentResult{ID: i.ID, Error: "it is expected: its wiring is proven while it burns in under its whole load, or when it is off"}, nil
 	case i.Verb == "release" && i.Node == "srv-01":
 		return store.IntentResult{ID: i.ID, Error: "held by cluster: maintenance"}, nil
 	}
@@ -169,6 +226,7 @@ func fillStore(ctx context.Context, st *store.Store) error {
 			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "srv-01", Position: "A1-U10", Class: "gpu-server-2x3090"}},
 			{Kind: inventory.KindInspected, Hardware: hw},
 			{Kind: inventory.KindTriaged, Verdict: verdict},
+			{Kind: inventory.KindStep, Reason: "wiring mismatch: outlet 7 of pdu-a1 moved, site.yaml says outlet 3 of pdu-a1: swap the cord, or correct site.yaml", Evidence: map[string]string{"mark": "wiring", "wiring": "mismatch"}},
 			{Kind: inventory.KindMoved, To: inventory.Inspected, Reason: "the agent reported"},
 		},
 		"srv-02": {{Kind: inventory.KindCreated, To: inventory.Expected, Spec: &inventory.Spec{Name: "srv-02", Position: "A1-U14"}}},

@@ -47,6 +47,9 @@ func conductorSite(site *config.Site, pin string) convert.Site {
 	if !site.Lab {
 		delete(out.Profiles, burnin.ImageProfile)
 	}
+	for _, w := range site.Curtail {
+		out.Curtail = append(out.Curtail, convert.CurtailWindow(w))
+	}
 	if site.Cluster != nil {
 		out.Cluster = site.Cluster.Name
 	}

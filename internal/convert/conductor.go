@@ -71,6 +71,16 @@ type Conductor struct {
 	codes    inventory.Codes                // of every node
 	full     time.Time                      // until then there are too many machines that nobody expected
 	stop     stop
+	fleet    map[inventory.NodeID]machine    // every node, as its power needs to be known
+	gauges   map[inventory.NodeID]*gauge     // what is measured
+	found    map[inventory.NodeID]foundState // power states that are not events yet
+	called   map[inventory.NodeID]string     // what was shut down and may come back: why
+	taken    map[takenStep]bool
+	toppedUp time.Time                 // a curtailment took more than it had planned
+	proofs   map[inventory.NodeID]bool // of its wiring, under way
+	hall     inventory.SitePower
+
+	hallLock sync.Mutex // held while hall is changed
 }
 
 // New checks c and returns a conductor that does nothing until Run.
@@ -119,6 +129,12 @@ func New(c Config) (*Conductor, error) {
 		booted:  map[inventory.NodeID]string{},
 		sighted: map[inventory.NodeID]time.Time{},
 		told:    map[inventory.NodeID]*told{},
+		fleet:   map[inventory.NodeID]machine{},
+		gauges:  map[inventory.NodeID]*gauge{},
+		found:   map[inventory.NodeID]foundState{},
+		called:  map[inventory.NodeID]string{},
+		taken:   map[takenStep]bool{},
+		proofs:  map[inventory.NodeID]bool{},
 	}, nil
 }
 
@@ -139,6 +155,7 @@ func (c *Conductor) Run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.keepLease(gctx) })
 	g.Go(func() error { return c.conduct(gctx) })
+	g.Go(func() error { return c.powerTasks(gctx) })
 	err := g.Wait()
 	c.jobs.Wait()
 	c.mu.Lock()
@@ -480,6 +497,13 @@ func (c *Conductor) restore(ctx context.Context) error {
 			n.State == inventory.NeedsWork && n.Power.On == power.On.String() {
 			c.Budget.Restore(n.ID, n.Spec.Circuit, c.watts(n))
 		}
+		c.remember(n)
+		if _, err := c.learned(ctx, n); err != nil {
+			return fmt.Errorf("conductor: %w", err)
+		}
+	}
+	if err := c.loadHall(ctx); err != nil {
+		return fmt.Errorf("conductor: %w", err)
 	}
 	for _, s := range c.Site.Specs {
 		if err := c.adopt(ctx, known[s.Name], s); err != nil {

@@ -40,6 +40,7 @@ type Site struct {
 	ImageURL   string                         // http URL of the image store
 	Public     string                         // URL by which people reach the pages; may be empty
 	Pin        string                         // SHA-256 of the server's SPKI, hexadecimal
+	Curtail    []CurtailWindow                // when power is given back
 	Rescue     bool                           // an operator can log in to the RAM system
 	BootWait   time.Duration                  // a machine that was started asks for its boot within it; 15 min if 0
 	SlotWindow time.Duration                  // start slots: one machine a lowest circuit a window
@@ -83,6 +84,7 @@ type Config struct {
 	Power   map[inventory.NodeID]*power.Verified // nodes without an entry are switched by a human
 	Care    map[inventory.NodeID]care.Device     // BMCs whose password is ours to change
 	Budget  *power.Budget
+	PDUs    []PDU       // that measure; may be empty
 	Join    join.Driver // nil: nodes go in service without a cluster
 	SiteKey ed25519.PrivateKey
 	Owner   string // this process, for the lease
@@ -143,6 +145,7 @@ type Order struct {
 	Profile *burnin.Profile // burnin
 	Subject *burnin.Subject // burnin
 	Join    *join.Grant     // join
+	Load    inventory.Load  // how much may be drawn meanwhile
 }
 
 // Handoff is what the installed agent starts with.

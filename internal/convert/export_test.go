@@ -6,7 +6,9 @@ import (
 
 	"smelt/images"
 	"smelt/internal/join"
+	"smelt/internal/store"
 	"smelt/inventory"
+	"smelt/power"
 )
 
 // OnBoundary calls f at every point where the process may die with something
@@ -71,3 +73,44 @@ func (c *Conductor) Titles(name string) ([]string, error) {
 
 // Look makes the conductor look at a node now.
 func (c *Conductor) Look(node inventory.NodeID) { c.poke(node, c.Now()) }
+
+// Lead takes the lease and makes what lives in memory, without Run.
+func (c *Conductor) Lead(ctx context.Context) error {
+	if err := c.lead(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.until = time.Now().Add(time.Hour)
+	c.mu.Unlock()
+	if err := c.restore(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.restored = true
+	c.mu.Unlock()
+	return nil
+}
+
+// Tend looks after the power of the hall once.
+func (c *Conductor) Tend(ctx context.Context) error { return c.tendOnce(ctx) }
+
+// Step does what there is to do about a node.
+func (c *Conductor) Step(ctx context.Context, id inventory.NodeID) error { return c.step(ctx, id) }
+
+// Jobs waits for all that were begun.
+func (c *Conductor) Jobs() { c.jobs.Wait() }
+
+// Sampled is what a controller says of a machine.
+func (c *Conductor) Sampled(id inventory.NodeID, s power.State, watts float64, at time.Time) {
+	c.sampled(id, s, watts, at)
+}
+
+// OrderPower carries out an order about the site's power.
+func (c *Conductor) OrderPower(ctx context.Context, i store.Intent) error {
+	return c.orderPower(ctx, i)
+}
+
+// Load is how much a node may draw.
+func (c *Conductor) Load(n inventory.Node) inventory.Load {
+	return c.turn(context.Background(), n).load()
+}

@@ -81,6 +81,14 @@ func (t *turn) orphans(id inventory.NodeID) error {
 				return err
 			}
 			r.OK = true
+		case sitePower(i):
+			if err := t.orderPower(t.ctx, i); errors.Is(err, store.ErrFenced) {
+				return err
+			} else if err != nil {
+				r.Error = err.Error()
+			} else {
+				r.OK = true
+			}
 		default:
 			r.Error = fmt.Sprintf("there is no node %q: smelt node list", id)
 		}
@@ -205,6 +213,10 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 		return t.bmcAudit(i)
 	case "bmc-adopt":
 		return t.bmcAdopt(i)
+	case "shed":
+		return t.shedBy(i)
+	case "prove":
+		return t.proveBy(i)
 	case "task-done":
 		return t.taskDone(i)
 	case "import":
@@ -338,6 +350,12 @@ func (t *turn) switchPower(i store.Intent) (bool, error) {
 	}
 	if t.busy() {
 		return false, nil // another switch is under way: after it
+	}
+	if verb == "on" || verb == "cycle" {
+		// A machine that runs holds its grant already; a person's wish makes no room.
+		if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
+			return false, fmt.Errorf("%w; smelt power budget", err)
+		}
 	}
 	id, actor := i.ID, i.Actor
 	t.start("power "+verb, func(ctx context.Context) func(*turn) error {

@@ -62,6 +62,9 @@ func (c *Conductor) Order(ctx context.Context, a store.Agent) (Order, error) {
 	if err != nil {
 		return Order{}, err
 	}
+	if mode(a) == modeInstalled {
+		o.Load = t.load()
+	}
 	if t.dirty() {
 		if err := t.commit(); err != nil {
 			return Order{}, err

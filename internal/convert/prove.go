@@ -53,8 +53,15 @@ func (t *turn) burningIn() error {
 		t.note("there is no burn-in profile %q: put it back into site.yaml", p.Name)
 		return nil
 	}
+	if l := t.load(); l.Pause != "" || l.Cap > 0 {
+		t.note(heldForPower)
+	} else {
+		t.unsay(heldForPower)
+	}
 	return t.watch(t.device())
 }
+
+const heldForPower = "its burn-in is held for want of power: smelt power status"
 
 // reVerifying is burn-in for a node in service: the cluster gives it no new
 // work, what runs may end, and then it proves itself again.
@@ -143,6 +150,12 @@ func (t *turn) judge(r reported) error {
 	e := inventory.Event{Kind: inventory.KindReport, Actor: system, Report: rep.ID, Reason: "burn-in: " + string(v.Answer),
 		Evidence: map[string]string{"answer": string(v.Answer), "simulated": fmt.Sprint(v.Simulated)}}
 	if pass {
+		t.after = append(t.after, t.takePeak)
+		if p, err := t.storedPeak(t.ctx, t.n.ID); err != nil {
+			return err
+		} else if p.Report == rep.ID && p.Watts > 0 {
+			e.Evidence["peak"] = fmt.Sprintf("%.0f W, the highest mean over five minutes", p.Watts)
+		}
 		e.Passed = &inventory.Passed{Report: rep.ID, Hardware: rep.HWDigest, Image: rep.Image, Profile: rep.Profile.Name, Simulated: v.Simulated, At: t.at}
 	}
 	t.add(e)

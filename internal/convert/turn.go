@@ -133,6 +133,7 @@ func (t *turn) commit() error {
 	}
 	t.boundary(t.n.ID, "after commit: "+t.String())
 	t.settled(t.n)
+	t.remember(t.n)
 	t.mu.Lock()
 	t.codes.Add(t.n.ID)
 	t.mu.Unlock()
@@ -199,6 +200,12 @@ func (t *turn) decide() error {
 // phase does what the state of the node asks for.
 func (t *turn) phase() error {
 	t.unsay(cannotGoOn)
+	if t.n.Sheds(inventory.ShedOff) {
+		return t.shutDown()
+	}
+	if busy, err := t.returns(); busy || err != nil {
+		return err
+	}
 	if busy, err := t.once(); busy || err != nil {
 		return err
 	}

@@ -60,7 +60,9 @@ func (t *turn) watch(dev power.Device) error {
 		state, err := v.State(ctx)
 		var ev power.Evidence
 		if err == nil && state == power.Off {
-			ev, err = v.Cycle(ctx, dev)
+			if err = t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.Now()); err == nil {
+				ev, err = v.Cycle(ctx, dev)
+			}
 		}
 		return func(t *turn) error {
 			t.pause(silence)

@@ -124,8 +124,9 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request, a store.Agent) {
 // order answers at once unless the agent already has the current order: then
 // it waits for a change.
 func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
-	after := r.URL.Query().Get("after")
-	taken, knows := r.URL.Query()["locate"]
+	query := r.URL.Query()
+	after := query.Get("after")
+	taken, knows := query["locate"]
 	// Longer than a listener's own limit may be: waiting is the point.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTime + bodyTime))
 	timeout := time.NewTimer(pollTime)
@@ -146,7 +147,8 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
 			out.Locate = locate
 			s.json(w, http.StatusOK, out)
 		}
-		if o.ID != after || locate != nil {
+		// An agent that knows of loads says which one it obeys.
+		if o.ID != after || locate != nil || query.Has("load") && o.Load.String() != query.Get("load") {
 			answer()
 			return
 		}
@@ -166,7 +168,7 @@ func (s *Server) order(w http.ResponseWriter, r *http.Request, a store.Agent) {
 
 // wire translates an order: the conductor knows the node, the server the site.
 func (s *Server) wire(a store.Agent, o convert.Order) api.Order {
-	out := api.Order{ID: o.ID, Kind: o.Kind, Fence: o.Fence, Why: o.Why, Permit: o.Permit, Join: o.Join}
+	out := api.Order{ID: o.ID, Kind: o.Kind, Fence: o.Fence, Why: o.Why, Permit: o.Permit, Join: o.Join, Load: o.Load}
 	switch {
 	case o.Kind == api.OrderWipe && o.Plan != nil:
 		out.Wipe = &api.WipeOrder{Level: o.Plan.Wipe, Disks: o.Plan.Disks, Allow: o.Plan.Allow}

@@ -17,19 +17,24 @@ import (
 type collector struct{ s *Server }
 
 var (
-	descNodes   = prometheus.NewDesc("smelt_nodes", "Nodes by state.", []string{"state"}, nil)
-	descStuck   = prometheus.NewDesc("smelt_nodes_stuck", "Nodes past the deadline of their state, by state.", []string{"state"}, nil)
-	descHeld    = prometheus.NewDesc("smelt_nodes_held", "Nodes that are held.", nil, nil)
-	descTasks   = prometheus.NewDesc("smelt_tasks_open", "Open tasks for technicians, by verb.", []string{"verb"}, nil)
-	descGranted = prometheus.NewDesc("smelt_power_granted_watts", "Power granted on a circuit.", []string{"circuit", "kind"}, nil)
-	descLimit   = prometheus.NewDesc("smelt_power_limit_watts", "Derated rating of a circuit.", []string{"circuit", "kind"}, nil)
-	descStop    = prometheus.NewDesc("smelt_stop", "1 while the global stop is set.", nil, nil)
-	descSeq     = prometheus.NewDesc("smelt_events_total", "Events of the site.", nil, nil)
-	descInfo    = prometheus.NewDesc("smelt_build_info", "Version of the server and name of the site.", []string{"version", "site"}, nil)
+	descNodes    = prometheus.NewDesc("smelt_nodes", "Nodes by state.", []string{"state"}, nil)
+	descStuck    = prometheus.NewDesc("smelt_nodes_stuck", "Nodes past the deadline of their state, by state.", []string{"state"}, nil)
+	descHeld     = prometheus.NewDesc("smelt_nodes_held", "Nodes that are held.", nil, nil)
+	descTasks    = prometheus.NewDesc("smelt_tasks_open", "Open tasks for technicians, by verb.", []string{"verb"}, nil)
+	descGranted  = prometheus.NewDesc("smelt_power_granted_watts", "Power granted on a circuit.", []string{"circuit", "kind"}, nil)
+	descLimit    = prometheus.NewDesc("smelt_power_limit_watts", "Derated rating of a circuit.", []string{"circuit", "kind"}, nil)
+	descMeasured = prometheus.NewDesc("smelt_power_measured_watts", "Power measured on a circuit, as far as fresh readings tell.", []string{"circuit", "kind"}, nil)
+	descPowerIs  = prometheus.NewDesc("smelt_power_circuit_state", "1 for the state that a circuit is in.", []string{"circuit", "kind", "state"}, nil)
+	descHolds    = prometheus.NewDesc("smelt_power_held", "1 while nothing is started, by reason.", []string{"reason"}, nil)
+	descCurtail  = prometheus.NewDesc("smelt_power_curtailed_watts", "Power that is to be given back, and what is given as measured.", []string{"what"}, nil)
+	descShed     = prometheus.NewDesc("smelt_power_shed_nodes", "Nodes from which something was taken for want of power.", []string{"what"}, nil)
+	descStop     = prometheus.NewDesc("smelt_stop", "1 while the global stop is set.", nil, nil)
+	descSeq      = prometheus.NewDesc("smelt_events_total", "Events of the site.", nil, nil)
+	descInfo     = prometheus.NewDesc("smelt_build_info", "Version of the server and name of the site.", []string{"version", "site"}, nil)
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descNodes, descStuck, descHeld, descTasks, descGranted, descLimit, descStop, descSeq, descInfo} {
+	for _, d := range []*prometheus.Desc{descNodes, descStuck, descHeld, descTasks, descGranted, descLimit, descMeasured, descPowerIs, descHolds, descCurtail, descShed, descStop, descSeq, descInfo} {
 		ch <- d
 	}
 }
@@ -77,14 +82,41 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, l := range c.s.Conductor.Levels() {
 		gauge(descGranted, l.Granted, l.Name, l.Kind)
 		gauge(descLimit, l.Limit, l.Name, l.Kind)
+		gauge(descMeasured, l.Measured, l.Name, l.Kind)
+		for _, state := range []string{"ok", "full", "held", "shedding"} {
+			gauge(descPowerIs, truth(l.State == state), l.Name, l.Kind, state)
+		}
 	}
-	on := 0.0
-	if c.s.Conductor.Stopped() {
-		on = 1
+	p := c.s.Conductor.SitePower()
+	gauge(descHolds, truth(p.Hold != nil), "hold")
+	gauge(descHolds, truth(p.Blackout != nil && p.Blackout.Released.IsZero()), "blackout")
+	asked, given := 0.0, 0.0
+	if p.Curtail != nil {
+		asked, given = p.Curtail.Watts, p.Curtail.Given()
 	}
-	gauge(descStop, on)
+	gauge(descCurtail, asked, "asked")
+	gauge(descCurtail, given, "given")
+	shed := map[string]int{}
+	for _, n := range nodes {
+		for _, do := range []string{inventory.ShedCap, inventory.ShedPause, inventory.ShedOff} {
+			if n.Sheds(do) {
+				shed[do]++
+			}
+		}
+	}
+	for _, do := range []string{inventory.ShedCap, inventory.ShedPause, inventory.ShedOff} {
+		gauge(descShed, float64(shed[do]), do)
+	}
+	gauge(descStop, truth(c.s.Conductor.Stopped()))
 	ch <- prometheus.MustNewConstMetric(descSeq, prometheus.CounterValue, float64(seq))
 	gauge(descInfo, 1, c.s.Version, c.s.Site)
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func (s *Server) serveMetrics() func(http.ResponseWriter, *http.Request, who) {

@@ -46,6 +46,9 @@ var done = map[string]string{
 	"reinspect": "It will be inspected again.", "power": "Switched, and confirmed.", "task": "Noted. The proof test follows.",
 	"rescue": "Its next start is a rescue.", "memtest": "Its next start is a memory test.",
 	"locate": "It shows itself.", "unlocate": "It is no longer looked for.",
+	"shed": "Done. The machine obeys within seconds.", "prove": "Proven, or a task says what to look at.",
+	"power-hold": "Held. Nothing starts.", "power-resume": "The hold is lifted.", "power-blackout": "Noted. Nothing starts until it is released.",
+	"power-release": "Released. Machines start one after the other.", "power-curtail": "Power is being given back.", "power-curtail-end": "The curtailment is over. What was taken comes back.",
 	"stop": "The global stop is set.", "unstop": "The global stop is lifted.",
 	"wait": "Taken. It is on its way; this page shows when it is done.",
 }

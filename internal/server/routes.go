@@ -48,6 +48,8 @@ var verbs = []verb{
 	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
 	{"bmc-audit", Technician, "Look at the BMC of a node: firmware, accounts, what is wrong with it", nil, false},
 	{"bmc-adopt", Operator, "Give the BMC of a node a password of its own; vendor begins with the credential that vendor ships, once a day", []string{"vendor", "confirm"}, true},
+	{"shed", Operator, "Take power from a node, or give it back: do is cap (its cards draw less), pause (its burn-in waits), softoff (it is asked to shut down) or undo", []string{"do", "reason"}, false},
+	{"prove", Technician, "Prove which outlets feed a node: its burn-in is paused for a moment, or it is switched on when it is off; an outlet is never switched", nil, false},
 }
 
 func (s *Server) routes() []route {
@@ -76,6 +78,8 @@ func (s *Server) routes() []route {
 		{method: "GET", path: api.PathCertificates + "/{node}", role: Viewer, id: "certificates", summary: "Wipe certificates of a node, newest first", out: reflect.TypeFor[api.CertificateList](), handle: s.getCertificates},
 		{method: "GET", path: api.PathCertificates + "/{node}/{file}", role: Viewer, id: "certificate", summary: "One wipe certificate: ID.json, signed with the site's key (DSSE), or ID.html to print", handle: s.getCertificate},
 		{method: "POST", path: api.PathStop, role: Operator, id: "stop", summary: "Set or clear the global stop (on: true or false, reason): no permit is issued or used while it is set", in: in, out: out, handle: s.postStop},
+		{method: "GET", path: api.PathPower, role: Viewer, id: "hallPower", summary: "The power of the site: hold, blackout, curtailment, circuits, machines", out: reflect.TypeFor[api.PowerView](), handle: s.getPower},
+		{method: "GET", path: api.PathPower + "/curtail", role: Viewer, id: "canGive", summary: "What the site could give back within a time, and by what", query: []string{"watts", "within"}, out: reflect.TypeFor[api.CanGive](), handle: s.getCanGive},
 		{method: "GET", path: api.PathTokens, role: Operator, id: "tokens", summary: "Who has a token", out: reflect.TypeFor[api.TokenList](), handle: s.getTokens},
 		{method: "POST", path: api.PathTokens, role: Operator, id: "addToken", summary: "Make a token; it is shown this once", in: reflect.TypeFor[api.TokenRequest](), out: reflect.TypeFor[api.TokenGrant](), handle: s.postToken},
 		{method: "POST", path: api.PathTokens + "/{name}/revoke", role: Operator, id: "revokeToken", summary: "Take the tokens of a name away", handle: s.postRevoke},
@@ -90,12 +94,21 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/queue", role: Viewer, page: true, id: "queuePage", handle: s.queuePage},
 		{method: "GET", path: "/tasks", role: Viewer, page: true, id: "tasksPage", handle: s.tasksPage},
 		{method: "GET", path: "/network", role: Viewer, page: true, id: "networkPage", handle: s.networkPage},
+		{method: "GET", path: "/power", role: Viewer, page: true, id: "powerPage", handle: s.powerPage},
 		{method: "POST", path: "/tasks/{id}/done", role: Technician, page: true, id: "taskDoneForm", handle: s.taskDoneForm},
 		{method: "POST", path: "/stop", role: Operator, page: true, id: "stopForm", handle: s.stopForm},
 		{method: "GET", path: "/login", page: true, id: "loginPage", handle: s.loginPage},
 		{method: "POST", path: "/login", page: true, id: "loginForm", handle: s.loginForm},
 		{method: "POST", path: "/logout", role: Viewer, page: true, id: "logoutForm", handle: s.logoutForm},
 		{method: "GET", path: "/assets/{file}", page: true, id: "assets", handle: s.assets},
+	}
+	for _, o := range powerOrders {
+		rs = append(rs,
+			route{method: "POST", path: api.PathPower + "/" + o.name, role: o.role, id: "power-" + o.name, summary: o.summary, in: in, out: out,
+				handle: func(w http.ResponseWriter, r *http.Request, by who) { s.postPower(w, r, by, o) }},
+			route{method: "POST", path: "/power/" + o.name, role: o.role, page: true, id: "power-" + o.name + "Form",
+				handle: func(w http.ResponseWriter, r *http.Request, by who) { s.powerForm(w, r, by, o) }},
+		)
 	}
 	for _, v := range verbs {
 		rs = append(rs,

@@ -42,6 +42,9 @@ type Conductor interface {
 	BMCs(context.Context) ([]convert.BMC, error)
 	Learned(context.Context) ([]convert.Learned, error)
 	Record(ctx context.Context, node inventory.NodeID, actor, reason string, evidence map[string]string) error
+	SitePower() inventory.SitePower
+	HallPower() convert.HallPower
+	CanGive(need float64, within time.Duration) convert.CanGive
 }
 
 var _ Conductor = (*convert.Conductor)(nil)

@@ -44,6 +44,8 @@ type fake struct {
 
 	records   []string
 	recordErr error
+	power     inventory.SitePower
+	can       convert.CanGive
 }
 
 func (f *fake) Enrol(_ context.Context, e convert.Enrolment) (convert.Session, error) {
@@ -103,7 +105,10 @@ func (f *fake) Record(_ context.Context, node inventory.NodeID, actor, reason st
 	f.records = append(f.records, fmt.Sprintf("%s %s: %s %v", node, actor, reason, evidence))
 	return f.recordErr
 }
-func (f *fake) Stopped() bool { return f.stopped }
+func (f *fake) Stopped() bool                                  { return f.stopped }
+func (f *fake) SitePower() inventory.SitePower                 { return f.power }
+func (f *fake) HallPower() convert.HallPower                   { return convert.HallPower{SitePower: f.power} }
+func (f *fake) CanGive(float64, time.Duration) convert.CanGive { return f.can }
 func (f *fake) Levels() []convert.Level {
 	return []convert.Level{{Circuit: inventory.Circuit{Name: "feed-a", Kind: "feed"}, Granted: 1200, Limit: 5888}}
 }

@@ -275,7 +275,9 @@ func (s *Server) siteView(ctx context.Context) (api.SiteView, error) {
 	}
 	v.Alarms = alarms(s.networks())
 	for _, l := range s.Conductor.Levels() {
-		v.Levels = append(v.Levels, api.Level{Circuit: l.Circuit, Granted: l.Granted, Limit: l.Limit, Holders: l.Holders})
+		v.Levels = append(v.Levels, level(l))
 	}
+	v.Power = s.Conductor.SitePower()
+	v.PowerAlarm = powerAlarm(v.Power)
 	return v, nil
 }

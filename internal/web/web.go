@@ -56,7 +56,7 @@ func New() (*Pages, error) {
 	if err != nil {
 		return nil, fmt.Errorf("web: %w", err)
 	}
-	for _, name := range []string{"floor", "node", "queue", "tasks", "network", "login"} {
+	for _, name := range []string{"floor", "node", "queue", "tasks", "network", "power", "login"} {
 		t, err := frame.Clone()
 		if err == nil {
 			t, err = t.ParseFS(pageFiles, "pages/"+name+".html")
@@ -78,7 +78,7 @@ func (p *Pages) Asset(name string) (Asset, bool) {
 // Head is what every page shows.
 type Head struct {
 	Title   string
-	Active  string // floor, queue, tasks, network
+	Active  string // floor, queue, tasks, network, power
 	Site    api.SiteView
 	User    string
 	Role    string
