@@ -39,8 +39,13 @@ const peakMinutes = 6 // five whole ones and the one that has begun
 
 func (p *peaks) take(mw int64, at time.Time) {
 	minute := at.Unix() / 60
+	for i, e := range p {
+		if e.minute > minute+peakMinutes { // the clock was put back: what was measured stays measured
+			mw, p[i].minute = max(mw, e.mw), minute-peakMinutes
+		}
+	}
 	switch e := &p[((minute%peakMinutes)+peakMinutes)%peakMinutes]; {
-	case e.minute < minute, e.minute-minute > peakMinutes: // or the clock was put back
+	case e.minute < minute:
 		e.minute, e.mw = minute, mw
 	case e.minute == minute:
 		e.mw = max(e.mw, mw)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -315,8 +316,12 @@ func TestClocks(t *testing.T) {
 		t.Errorf("a reading of the future: %+v", l)
 	}
 	b.Measured("a", 50, at(3))
-	if l := level(t, b, "bank-1", at(3)); l.Measured != 50 {
+	if l := level(t, b, "bank-1", at(3)); l.Measured != 50 || l.Granted != 3100 {
 		t.Errorf("a reading of now: %+v", l)
+	}
+	b.Measured("a", 50, at(363))
+	if l := level(t, b, "bank-1", at(363)); l.Granted != 200 {
+		t.Errorf("%v W count six minutes later", l.Granted)
 	}
 }
 
@@ -383,4 +388,30 @@ func TestNewBudgetRefuses(t *testing.T) {
 	if _, err := power.NewBudget(nil, power.Rules{Window: -1}); err == nil {
 		t.Error("a negative window is taken")
 	}
+}
+
+// The budget is told things and asked from many places at once.
+func TestConcurrentUse(t *testing.T) {
+	b := budget(t, tree, power.Rules{})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		n := inventory.NodeID(fmt.Sprint("n", i))
+		wg.Go(func() {
+			for s := range 50 {
+				when := at(float64(s))
+				_ = b.Grant(n, "bank-1", 500, when)
+				b.Measured(n, 100, when)
+				b.MeasuredCircuit("pdu-1", 900, when)
+				b.Advise(when, []power.Load{{Node: n, Work: power.WorkIdle}})
+				if l := b.Levels(when); l[0].Granted > l[0].Limit {
+					t.Errorf("%+v", l[0])
+				}
+				b.Blackout(when, nil)
+				b.Released(when)
+				b.Waiting()
+				b.Release(n)
+			}
+		})
+	}
+	wg.Wait()
 }
