@@ -431,6 +431,9 @@ func (r *run) prepare(ctx context.Context, next Device) error {
 		}
 	}
 	err := r.command(ctx, func(ctx context.Context) error { return r.c.BootOnce(ctx, next) })
+	for _, odd := range remarks(r.c) {
+		r.note("%s", odd)
+	}
 	switch {
 	case errors.Is(err, ErrUnsupported):
 		r.note("the boot device was left to the machine: %v", err)

@@ -111,6 +111,14 @@ func (c *Controller) Sweep(ctx context.Context) error {
 	return nil
 }
 
+// Remarks returns what was odd about the calls so far, and is no error.
+func (c *Controller) Remarks() []string {
+	if r, ok := c.driver.(power.Remarker); ok {
+		return r.Remarks()
+	}
+	return nil
+}
+
 func unsupported(what string) error { return fmt.Errorf("%s: %w", what, power.ErrUnsupported) }
 
 // Identify lights what a person looks for at the rack.

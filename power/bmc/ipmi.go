@@ -243,10 +243,15 @@ func onOff(on bool) power.State {
 	return power.Off
 }
 
+const maxRemarks = 16
+
 // remark keeps what is odd and no error, for Remarks.
 func (i *ipmi) remark(format string, a ...any) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if len(i.remarks) == maxRemarks { // nobody asks
+		i.remarks = i.remarks[1:]
+	}
 	i.remarks = append(i.remarks, fmt.Sprintf(format, a...))
 }
 

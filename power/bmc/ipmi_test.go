@@ -242,15 +242,14 @@ func TestIPMIBootRemarks(t *testing.T) {
 	var m vbmc.Switch
 	b := startMC(t, vbmc.MCConfig{}, &m)
 	c := open(t, Config{Kind: "ipmi", Address: b.Addr().String(), UEFI: true})
-	i := c.driver.(*ipmi)
-	if err := c.BootOnce(t.Context(), power.Network); err != nil || !b.Keeps() || len(i.Remarks()) != 0 {
+	if err := c.BootOnce(t.Context(), power.Network); err != nil || !b.Keeps() || len(c.Remarks()) != 0 {
 		t.Errorf("error %v, outlives 60 s: %v", err, b.Keeps())
 	}
 	b.SetFaults(vbmc.IPMIFaults{Expires: true})
 	if err := c.BootOnce(t.Context(), power.Network); err != nil {
 		t.Error(err)
 	}
-	if r := fmt.Sprint(i.Remarks()); !strings.Contains(r, "60 s") || i.Remarks() != nil {
+	if r := fmt.Sprint(c.Remarks()); !strings.Contains(r, "60 s") || c.Remarks() != nil {
 		t.Errorf("remarks %s", r)
 	}
 	sim := startIPMI(t, &m)
@@ -258,7 +257,7 @@ func TestIPMIBootRemarks(t *testing.T) {
 	if err := c.BootOnce(t.Context(), power.Network); err != nil {
 		t.Error(err)
 	}
-	if r := fmt.Sprint(c.driver.(*ipmi).Remarks()); !strings.Contains(r, "not valid") || !strings.Contains(r, "dropped the choice of a UEFI boot") {
+	if r := fmt.Sprint(c.Remarks()); !strings.Contains(r, "not valid") || !strings.Contains(r, "dropped the choice of a UEFI boot") {
 		t.Errorf("ipmi_sim drops both bits: remarks %s", r)
 	}
 }

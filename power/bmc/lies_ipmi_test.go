@@ -42,7 +42,7 @@ func TestIPMILies(t *testing.T) {
 		"says off":          {faults: vbmc.IPMIFaults{Says: "off"}, on: fails, off: blind, soft: blind, restart: fails, says: "still off"},
 		"forgets the boot":  {faults: vbmc.IPMIFaults{ForgetBoot: true}, on: works, off: works, soft: works, restart: fails, says: "the machine is off and stays off"},
 		"another boot":      {faults: vbmc.IPMIFaults{OtherBoot: true}, on: works, off: works, soft: works, restart: fails, says: "reads back 15"},
-		"boot lasts 60 s":   {faults: vbmc.IPMIFaults{Expires: true}, on: works, off: works, soft: works, restart: works},
+		"boot lasts 60 s":   {faults: vbmc.IPMIFaults{Expires: true}, on: works, off: works, soft: works, restart: works, noted: "forget the boot device after 60 s"},
 		"knows no suite 17": {suites: []int{3}, on: fails, off: fails, soft: fails, restart: fails, says: "does not take cipher suite 17"},
 	} {
 		for verb, want := range map[string]verdict{"on": lie.on, "off": lie.off, "soft-off": lie.soft, "cycle": lie.restart} {
@@ -75,6 +75,7 @@ type ipmiLie struct {
 	suites                 []int
 	on, off, soft, restart verdict
 	says                   string // in each error, or its evidence
+	noted                  string // in the evidence of a cycle
 	auth                   bool   // it is a refused credential
 }
 
@@ -121,6 +122,9 @@ func (l ipmiLie) tell(t *testing.T, verb string, want verdict, limit time.Durati
 		}
 		if boots := m.Boots(); verb == "cycle" && (len(boots) != started+1 || boots[len(boots)-1] != vbmc.BootNetwork) {
 			problem("boots %v", boots)
+		}
+		if verb == "cycle" && !strings.Contains(said, l.noted) {
+			problem("evidence %+v does not say %q", e, l.noted)
 		}
 	case blind:
 		if err != nil || len(orders) != 0 || !strings.Contains(said, "already") {
