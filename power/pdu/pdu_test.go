@@ -383,3 +383,28 @@ func TestNew(t *testing.T) {
 		t.Errorf("its name is %q", s)
 	}
 }
+
+// The words are those that act at once, not the delayed ones beside them, and
+// reach the outlet that was meant: every one of 24, in every family.
+func TestEveryOutlet(t *testing.T) {
+	for _, model := range Models() {
+		t.Run(model, func(t *testing.T) {
+			t.Parallel()
+			p := start(t, model, make([]vbmc.Outlet, 24)...)
+			u := unit(t, Config{Address: p.Addr().String()})
+			for n := 1; n <= 24; n++ {
+				c := controller(t, Outlet{Unit: u, Number: n})
+				for _, want := range []power.State{power.On, power.Off} {
+					if err := c.Set(t.Context(), want); err != nil {
+						t.Fatalf("outlet %d: %v", n, err)
+					}
+					for m := 1; m <= 24; m++ {
+						if p.On(m) != (m == n && want == power.On) {
+							t.Fatalf("outlet %d was told %s: outlet %d is on: %v", n, want, m, p.On(m))
+						}
+					}
+				}
+			}
+		})
+	}
+}
