@@ -172,8 +172,8 @@ func picture() string {
 // maxRedfishLog is how many entries the log has before the oldest is overwritten.
 const maxRedfishLog = 100
 
-// note writes into the log of the BMC.
-func (r *Redfish) note(text string) {
+// Note writes into the log of the BMC.
+func (r *Redfish) Note(text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := 1

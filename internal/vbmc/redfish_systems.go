@@ -231,7 +231,7 @@ func (r *Redfish) reset(w http.ResponseWriter, q *http.Request, s *redfishSystem
 }
 
 func (r *Redfish) act(ctx context.Context, s *redfishSystem, resetType string) error {
-	r.note("ResetType " + resetType)
+	r.Note("ResetType " + resetType)
 	switch resetType {
 	case "On":
 		r.spend(s)

@@ -142,34 +142,6 @@ func TestIPMI(t *testing.T) {
 	})
 }
 
-func TestRedfish(t *testing.T) {
-	powertest.Run(t, func(t *testing.T) (power.Controller, powertest.Hardware) {
-		var m vbmc.Switch
-		r := startRedfish(t, &m)
-		at := "https://" + r.Addr().String()
-		h := seen(t, &m)
-		h.Refused = func(t *testing.T) (power.Controller, func() int) {
-			return open(t, Config{Kind: "redfish", Address: at, Password: is("wrong")}),
-				func() int { return r.Stats().FailedLogins }
-		}
-		h.Dead = func(t *testing.T) power.Controller {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			l.Close()
-			return open(t, Config{Kind: "redfish", Address: l.Addr().String()})
-		}
-		h.Hang = func() { r.SetFaults(vbmc.RedfishFaults{Slow: time.Hour}) }
-		t.Cleanup(func() {
-			if n := r.Stats().OpenSessions; n != 0 {
-				t.Errorf("%d sessions were left open", n)
-			}
-		})
-		return open(t, Config{Kind: "redfish", Address: at, Pin: r.Pin()}), h
-	})
-}
-
 func TestIPMIRefusals(t *testing.T) {
 	var m vbmc.Switch
 	b := startIPMI(t, &m)

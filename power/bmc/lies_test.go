@@ -191,18 +191,23 @@ func TestLockOut(t *testing.T) {
 	}
 }
 
-// A BMC whose PowerState is another one at each read is never believed to have
-// switched off.
+// A BMC whose PowerState is another one at each read is believed in nothing.
 func TestToggle(t *testing.T) {
-	var m vbmc.Switch
-	_ = m.PowerOn(t.Context())
-	r := startRedfish(t, &m)
-	r.SetFaults(vbmc.RedfishFaults{Toggle: true, Ignore: true})
-	v := power.Verify(open(t, Config{Kind: "redfish", Address: r.Addr().String()}),
-		power.Limits{Reach: 300 * time.Millisecond, Soft: 300 * time.Millisecond, Poll: 10 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond})
-	for name, verb := range map[string]func(context.Context) (power.Evidence, error){"off": v.Off, "soft off": v.SoftOff, "cycle": func(ctx context.Context) (power.Evidence, error) { return v.Cycle(ctx, power.Network) }} {
-		if e, err := verb(t.Context()); !errors.Is(err, power.ErrNotReached) {
-			t.Errorf("%s: error %v, evidence %+v", name, err, e)
+	for verb, on := range map[string]bool{"on": false, "off": true, "soft-off": true, "cycle": true} {
+		var m vbmc.Switch
+		if on {
+			_ = m.PowerOn(t.Context())
+		}
+		r := startRedfish(t, &m)
+		r.SetFaults(vbmc.RedfishFaults{Toggle: true, Ignore: true})
+		v := power.Verify(open(t, Config{Kind: "redfish", Address: r.Addr().String()}),
+			power.Limits{Reach: 300 * time.Millisecond, Soft: 300 * time.Millisecond, Poll: 10 * time.Millisecond, Dwell: time.Millisecond, Spacing: time.Millisecond})
+		e, err := map[string]func(context.Context) (power.Evidence, error){
+			"on": v.On, "off": v.Off, "soft-off": v.SoftOff,
+			"cycle": func(ctx context.Context) (power.Evidence, error) { return v.Cycle(ctx, power.Network) },
+		}[verb](t.Context())
+		if !errors.Is(err, power.ErrNotReached) {
+			t.Errorf("%s: error %v, evidence %+v", verb, err, e)
 		}
 	}
 }

@@ -2,11 +2,13 @@ package bmc
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 
 	"smelt/internal/vbmc"
 	"smelt/power"
+	"smelt/power/powertest"
 )
 
 func startRedfishWith(t *testing.T, c vbmc.RedfishConfig, p vbmc.Power) *vbmc.Redfish {
@@ -35,6 +38,63 @@ func startRedfishWith(t *testing.T, c vbmc.RedfishConfig, p vbmc.Power) *vbmc.Re
 func init() {
 	readBacks = []time.Duration{0, 10 * time.Millisecond}
 	busyPause = 20 * time.Millisecond
+}
+
+func TestRedfish(t *testing.T) {
+	for name, cfg := range map[string]vbmc.RedfishConfig{
+		"classic": {},
+		"modern":  {Modern: true, Vendor: "Dell (simulated)", Clock: -56 * 365 * 24 * time.Hour, Others: []vbmc.RedfishSystem{{ID: "other", Power: new(vbmc.Switch)}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			powertest.Run(t, func(t *testing.T) (power.Controller, powertest.Hardware) {
+				var m vbmc.Switch
+				r := startRedfishWith(t, cfg, &m)
+				c := Config{Kind: "redfish", Address: "https://" + r.Addr().String(), Pin: r.Pin()}
+				if len(cfg.Others) > 0 {
+					c.SystemID, c.Sessions = "1", t.TempDir()
+				}
+				h := seen(t, &m)
+				h.Light, h.Secret = r.Lit, secret
+				h.Log = func(what string) string { r.Note(what); return what }
+				h.Again = func(t *testing.T, password string) power.Controller {
+					again := c
+					again.Password = is(password)
+					return open(t, again)
+				}
+				h.Refused = func(t *testing.T) (power.Controller, func() int) {
+					return h.Again(t, "wrong"), func() int { return r.Stats().FailedLogins }
+				}
+				h.Dead = func(t *testing.T) power.Controller {
+					l, err := net.Listen("tcp", "127.0.0.1:0")
+					if err != nil {
+						t.Fatal(err)
+					}
+					l.Close()
+					return open(t, Config{Kind: "redfish", Address: l.Addr().String()})
+				}
+				h.Hang = func() { r.SetFaults(vbmc.RedfishFaults{Slow: time.Hour}) }
+				t.Cleanup(func() {
+					if n := r.Stats().OpenSessions; n != 0 {
+						t.Errorf("%d sessions were left open", n)
+					}
+				})
+				return open(t, c), h
+			})
+		})
+	}
+}
+
+// BMCs of 2015 know no key exchange but RSA.
+func TestOldTLS(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		fmt.Fprint(w, `{"RedfishVersion":"1.0.0"}`)
+	}))
+	s.TLS = &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_256_CBC_SHA}}
+	s.StartTLS()
+	defer s.Close()
+	if f, err := Probe(t.Context(), s.URL); err != nil || f.Version != "1.0.0" {
+		t.Errorf("%+v, error %v", f, err)
+	}
 }
 
 // Facts come without a credential.
