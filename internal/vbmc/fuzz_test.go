@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 )
 
@@ -40,6 +42,43 @@ func FuzzPDU(f *testing.F) {
 		_ = p.answer(b)
 		if on, err := m.State(context.Background()); err != nil || on && p.Sets() == 0 {
 			t.Error("the machine was started without a command")
+		}
+	})
+}
+
+// Whoever has no session switches nothing, and nothing ends the BMC.
+func FuzzRedfish(f *testing.F) {
+	var m Switch
+	r, err := NewRedfish(RedfishConfig{Password: "hush"}, &m)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { r.Close() })
+	f.Add("POST", root+"/SessionService/Sessions", []byte(`{"UserName":"admin","Password":"no"}`))
+	f.Add("POST", root+"/Systems/1/Actions/ComputerSystem.Reset", []byte(`{"ResetType":"On"}`))
+	f.Add("PATCH", root+"/Systems/1", []byte(`{"Boot":{"BootSourceOverrideTarget":"Pxe","BootOrder":[]}}`))
+	f.Add("GET", root+"/Chassis/1/Thermal", []byte(nil))
+	f.Fuzz(func(t *testing.T, method, path string, body []byte) {
+		for _, token := range []string{"", "hush"} {
+			q, err := http.NewRequest(method, "https://bmc/", bytes.NewReader(body))
+			if err != nil {
+				return
+			}
+			q.URL.Path = path
+			q.Header.Set("X-Auth-Token", token)
+			r.ServeHTTP(httptest.NewRecorder(), q)
+		}
+		if m.On() || r.Stats().OpenSessions > 0 {
+			t.Errorf("%s %s %q: machine on %v, %+v", method, path, body, m.On(), r.Stats())
+		}
+		// Behind the login anything may happen, but for a panic.
+		q := httptest.NewRequest(http.MethodGet, "/", bytes.NewReader(body))
+		q.Method, q.URL.Path = method, path
+		q.SetBasicAuth("admin", "hush")
+		var other Switch
+		if in, err := NewRedfish(RedfishConfig{Password: "hush", Key: r.key}, &other); err == nil {
+			in.ServeHTTP(httptest.NewRecorder(), q)
+			in.Close()
 		}
 	})
 }
