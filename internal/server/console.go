@@ -132,6 +132,9 @@ func (s *Server) consolePart(id inventory.NodeID, by who) *web.Console {
 	if err != nil {
 		s.Log.Error("console", "node", id, "err", err)
 	}
+	if len(entries) == 0 && s.Console.State(id).Is == "none" {
+		return nil // its controller might have had one, and has none
+	}
 	c := &web.Console{Shot: s.Power[id] != nil && s.Power[id].HasScreen()}
 	if n := len(entries); n > 0 {
 		c.Seq = entries[n-1].Seq

@@ -234,12 +234,15 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 	rivalled := h
 	rivalled.Site.Alarms = []string{"ProxyDHCP server 10.20.9.9 (52:54:00:9a:11:02), seems to be HiveOS on network aisle-3: it tells machines to boot its own files"}
 	burning := find(views, "srv-07")
+	burning.Locating = &api.Locating{Node: "srv-07", Place: "A1-U14", By: "technician:ana", Until: now.Add(9 * time.Minute), Ways: []api.LocateWay{
+		{Way: "light", Look: "the chassis LED of A1-U14 is lit or blinks"}, {Way: "screen", Look: "the screen of A1-U14 says LOCATE and beeps"}, {Way: "disk-light", Error: "the machine works"}}}
+	rig.Console = &api.ConsoleState{Is: "open"}
 	booting := find(views, "new-001e67a4c0d1")
 	booting.Boot = rig.Boot
 	return map[string]func(io.Writer) error{
 		"floor": func(w io.Writer) error { return p.Floor(w, h, views, "", "") },
 		"node": func(w io.Writer) error {
-			return p.Node(w, h, rig, &Console{Lines: []string{`[    0.0] Linux version 6.1`, `login: <b>`}, Seq: 7, Shot: true})
+			return p.Node(w, h, rig, &Console{Lines: consoleText, Seq: 7, Shot: true})
 		},
 		"booting": func(w io.Writer) error { return p.Node(w, h, booting, nil) },
 		"burning": func(w io.Writer) error { return p.Node(w, h, burning, nil) },
@@ -255,6 +258,18 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 		},
 	}
 }
+
+var consoleText = strings.Split(`-- smelt: connected --
+[   11.412207] pcieport 0000:00:1c.3: AER: Multiple Uncorrected (Fatal) error message received from 0000:04:00.0
+[   11.412391] nvidia 0000:04:00.0: PCIe Bus Error: severity=Uncorrected (Fatal), type=Transaction Layer
+[   11.413018] NVRM: GPU at PCI:0000:04:00: GPU-5c3a0a1e-7f7e-3f3c-9a55-0b8f2a6a6c11
+[   11.413020] NVRM: Xid (PCI:0000:04:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.
+[   11.413022] NVRM: GPU 0000:04:00.0: GPU has fallen off the bus.
+[   12.000000] systemd[1]: Started smelt-agent.service - Smelt agent.
+
+Debian GNU/Linux 12 rig-02 ttyS0
+
+rig-02 login: `, "\n")
 
 // Pages are small, complete, and ask nobody else for anything.
 func TestPages(t *testing.T) {
