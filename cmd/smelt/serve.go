@@ -138,7 +138,11 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 		return err
 	}
 	var ear ears
-	switches, err := controllers(site, secrets, &ear)
+	units, err := pduUnits(site, secrets)
+	if err != nil {
+		return err
+	}
+	switches, err := controllers(site, secrets, units, &ear)
 	if err != nil {
 		return err
 	}
@@ -153,7 +157,7 @@ func serve(ctx context.Context, siteFile, cache, agent string, log *slog.Logger)
 	wired := conductorSite(site, pin)
 	wired.Rescue = rescue.Tools != "" && len(rescue.Keys) > 0
 	conductor, err := convert.New(convert.Config{
-		Site: wired, Store: db, Images: imgs, Power: switches, Care: devices(site, secrets), Budget: budget, Join: cluster,
+		Site: wired, Store: db, Images: imgs, Power: switches, Care: devices(site, secrets), Budget: budget, PDUs: meters(site, units), Join: cluster,
 		SiteKey: key, Owner: host + ":" + strconv.Itoa(os.Getpid()), Boot: ram.Boot, Log: log,
 	})
 	if err != nil {

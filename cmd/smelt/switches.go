@@ -52,9 +52,8 @@ func (e *ears) tell(ctx context.Context, n inventory.NodeID, verb string) error 
 	return e.conductor.Tell(ctx, n, verb)
 }
 
-// controllers makes what switches each node. A node without one is switched by
-// a human, who gets a task.
-func controllers(site *config.Site, secrets *config.Secrets, e *ears) (map[inventory.NodeID]*power.Verified, error) {
+// pduUnits are the PDUs of the site by name. Each is one device, whoever asks it.
+func pduUnits(site *config.Site, secrets *config.Secrets) (map[string]*pdu.Unit, error) {
 	units := map[string]*pdu.Unit{}
 	var nodes []string
 	for _, n := range site.Nodes {
@@ -71,6 +70,12 @@ func controllers(site *config.Site, secrets *config.Secrets, e *ears) (map[inven
 		}
 		units[p.Name] = u
 	}
+	return units, nil
+}
+
+// controllers makes what switches each node. A node without one is switched by
+// a human, who gets a task.
+func controllers(site *config.Site, secrets *config.Secrets, units map[string]*pdu.Unit, e *ears) (map[inventory.NodeID]*power.Verified, error) {
 	out := map[inventory.NodeID]*power.Verified{}
 	for _, n := range site.Nodes {
 		v, err := switchOf(site, n, units, secrets, e)

@@ -51,6 +51,7 @@ type Conductor struct {
 	// something half done; tests make it die there.
 	testOnlyBoundary func(node inventory.NodeID, what string)
 	testOnlyPause    time.Duration // instead of clusterPoll and clusterPause
+	testOnlyMeter    time.Duration // instead of meterEvery and tendEvery
 
 	mu       sync.Mutex
 	restored bool

@@ -74,6 +74,9 @@ func (c *Conductor) Titles(name string) ([]string, error) {
 // Look makes the conductor look at a node now.
 func (c *Conductor) Look(node inventory.NodeID) { c.poke(node, c.Now()) }
 
+// PaceMeters is how often everything is measured and looked at.
+func (c *Conductor) PaceMeters(d time.Duration) { c.testOnlyMeter = d }
+
 // Lead takes the lease and makes what lives in memory, without Run.
 func (c *Conductor) Lead(ctx context.Context) error {
 	if err := c.lead(ctx); err != nil {

@@ -113,13 +113,32 @@ func implausible(w, nameplate float64) string {
 
 // meter reads every machine and every PDU until ctx ends.
 func (c *Conductor) meter(ctx context.Context) error {
-	for {
-		c.readPDUs(ctx)
-		c.readMachines(ctx)
-		if sleep(ctx, meterEvery) != nil {
+	p := power.NewPoller(c.Power, power.PollConfig{Every: c.meterPace(), Limit: meterEvery, Seen: func(s power.Sample) {
+		c.sampled(s.Node, s.State, s.Readings.Watts, s.At)
+	}})
+	var g errgroup.Group
+	if len(c.Power) > 0 {
+		g.Go(func() error {
+			_ = p.Run(ctx) // ends with ctx alone
 			return nil
-		}
+		})
 	}
+	g.Go(func() error {
+		for {
+			c.readPDUs(ctx)
+			if sleep(ctx, c.meterPace()) != nil {
+				return nil
+			}
+		}
+	})
+	return g.Wait()
+}
+
+func (c *Conductor) meterPace() time.Duration {
+	if c.testOnlyMeter > 0 {
+		return c.testOnlyMeter
+	}
+	return meterEvery
 }
 
 // sampled takes in what a controller said of one machine. watts is NaN where it
@@ -214,38 +233,6 @@ func (c *Conductor) noteState(ctx context.Context, id inventory.NodeID, state po
 	}
 	t.add(inventory.Event{Kind: inventory.KindPower, Actor: system, Reason: reason, Power: &f})
 	return t.commit()
-}
-
-// readMachines reads state and watts of every machine, some at once.
-func (c *Conductor) readMachines(ctx context.Context) {
-	turns := make(chan struct{}, 32)
-	done := make(chan struct{}, len(c.Power))
-	for id, v := range c.Power {
-		select {
-		case turns <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		go func() {
-			defer func() { <-turns; done <- struct{}{} }()
-			rctx, cancel := context.WithTimeout(ctx, meterEvery)
-			defer cancel()
-			at := c.Now()
-			state, err := v.State(rctx)
-			watts := math.NaN()
-			if err == nil {
-				if r, err := v.Readings(rctx); err == nil {
-					watts = r.Watts
-				}
-			}
-			if ctx.Err() == nil {
-				c.sampled(id, state, watts, at)
-			}
-		}()
-	}
-	for range c.Power {
-		<-done
-	}
 }
 
 // readPDUs gives the meters of all PDUs to the budget.

@@ -32,7 +32,7 @@ func (c *Conductor) tend(ctx context.Context) error {
 			}
 			c.Log.Error("power of the hall", "err", err)
 		}
-		if sleep(ctx, tendEvery) != nil {
+		if sleep(ctx, min(tendEvery, c.meterPace())) != nil {
 			return nil
 		}
 	}
