@@ -48,16 +48,19 @@ type Rules struct {
 type level struct {
 	inventory.Circuit
 	parent *level
-	limit  int64     // of each line
-	rating int64     // of each line, without derating
-	pace   *level    // where one machine starts at a time after a blackout
-	last   time.Time // start on this circuit itself
+	below  []*level
+	hangs  map[inventory.NodeID]*holder // the machines directly on it
+	limit  int64                        // of each line
+	rating int64                        // of each line, without derating
+	pace   *level                       // where one machine starts at a time after a blackout
+	last   time.Time                    // start on this circuit itself
 	by     inventory.NodeID
 
 	own metered // what its own meters say
 
 	counted  flow // what is granted: nothing is, above limit
-	drawn    flow // what flows, as far as it is known; a machine that is not measured counts as reserved
+	known    flow // what flows below its own meter; a machine that is not measured counts as reserved
+	drawn    flow // what flows by its own meter where that is fresh, else what is known and what is not
 	measured flow // what flows for certain: at least this
 
 	watched
@@ -123,10 +126,13 @@ func NewBudget(tree []inventory.Circuit, r Rules) (*Budget, error) {
 	}
 	b := &Budget{rules: r, byName: map[string]*level{}, holders: map[inventory.NodeID]*holder{}, learned: map[inventory.NodeID]int64{}}
 	for _, c := range inventory.ParentsFirst(tree) {
-		l := &level{Circuit: c, parent: b.byName[c.Parent], limit: c.Limit(), rating: c.Rating()}
+		l := &level{Circuit: c, parent: b.byName[c.Parent], hangs: map[inventory.NodeID]*holder{}, limit: c.Limit(), rating: c.Rating()}
 		l.pace = l
-		if p := l.parent; p != nil && c.Kind != "panel" {
-			l.pace = p.pace
+		if p := l.parent; p != nil {
+			p.below = append(p.below, l)
+			if c.Kind != "panel" {
+				l.pace = p.pace
+			}
 		}
 		b.byName[c.Name] = l
 		b.levels = append(b.levels, l)
@@ -170,17 +176,30 @@ func (b *Budget) grant(node inventory.NodeID, circuit string, w float64, now tim
 	was := b.holders[node]
 	h := &holder{low: low, nameplate: inventory.Milliwatts(w)}
 	h.keep(was)
-	b.holders[node] = h
+	b.put(node, h)
 	b.count(now)
 	if err := b.room(node, h); err != nil {
-		if delete(b.holders, node); was != nil {
-			b.holders[node] = was
-		}
+		b.put(node, was)
 		b.passOver(node)
 		return err
 	}
 	b.started(node, low, now)
 	return nil
+}
+
+// put makes h what node holds; nil: nothing.
+func (b *Budget) put(node inventory.NodeID, h *holder) {
+	if was := b.holders[node]; was != nil && was.low != nil {
+		delete(was.low.hangs, node)
+	}
+	if h == nil {
+		delete(b.holders, node)
+		return
+	}
+	b.holders[node] = h
+	if h.low != nil {
+		h.low.hangs[node] = h
+	}
 }
 
 // keep takes over what was measured of the machine where it was.
@@ -250,7 +269,7 @@ func (b *Budget) Restore(node inventory.NodeID, circuit string, w float64) {
 		h.nameplate = inventory.Milliwatts(w)
 	}
 	h.keep(b.holders[node])
-	b.holders[node] = h
+	b.put(node, h)
 }
 
 // Release gives back what node holds, also its place in the order after a
@@ -258,7 +277,7 @@ func (b *Budget) Restore(node inventory.NodeID, circuit string, w float64) {
 func (b *Budget) Release(node inventory.NodeID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.holders, node)
+	b.put(node, nil)
 	b.leaveQueue(node)
 }
 
@@ -289,6 +308,13 @@ func (b *Budget) Learned(node inventory.NodeID, peak float64) {
 	if peak > 0 && peak < maxWatts {
 		b.learned[node] = inventory.Milliwatts(peak)
 	}
+}
+
+// Peak is what Learned said of node last, in watts; 0 when nothing was learned.
+func (b *Budget) Peak(node inventory.NodeID) float64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return watts(b.learned[node])
 }
 
 // reserved is what node is expected to draw at most.

@@ -89,8 +89,8 @@ func (b *Budget) MeasuredCircuit(circuit string, w float64, at time.Time) {
 	if l == nil || !(w >= 0 && w < maxWatts) || !l.own.meter.take(inventory.Milliwatts(w), at, b.rules.Stale) {
 		return
 	}
-	b.count(at)
-	l.own.extra = max(0, l.own.meter.mw-l.drawn.total+l.own.unknown(l.Circuit).total)
+	b.countAt(l, at)
+	l.own.extra = max(0, l.own.meter.mw-l.known.total)
 }
 
 // MeasuredLine is MeasuredCircuit for one line of three phases: L1, L2 or L3.
@@ -102,8 +102,8 @@ func (b *Budget) MeasuredLine(circuit, line string, w float64, at time.Time) {
 	if l == nil || i < 0 || l.Phases != 3 || !(w >= 0 && w < maxWatts) || !l.own.meters[i].take(inventory.Milliwatts(w), at, b.rules.Stale) {
 		return
 	}
-	b.count(at)
-	l.own.extras[i] = max(0, l.own.meters[i].mw-l.drawn.line[i]+l.own.unknown(l.Circuit).line[i])
+	b.countAt(l, at)
+	l.own.extras[i] = max(0, l.own.meters[i].mw-l.known.line[i])
 }
 
 // metered is what a circuit's own meters say. What they show beyond what is
@@ -134,19 +134,22 @@ func (m *metered) unknown(c inventory.Circuit) flow {
 // lines and still know better what is on its line.
 const lineLag = time.Minute
 
-// count sums up every level: from the lowest to the highest, each with what
-// flows from those below it.
+// count sums up every level.
 func (b *Budget) count(now time.Time) {
 	for _, l := range b.levels {
-		reserve := inventory.Milliwatts(l.Reserve)
-		l.counted = flow{l.Each(reserve), reserve}
-		l.drawn, l.measured = l.counted, l.counted
-	}
-	for node, h := range b.holders {
-		l := h.low
-		if l == nil {
-			continue
+		if l.parent == nil {
+			b.countAt(l, now)
 		}
+	}
+}
+
+// countAt sums up l: its reserve, the machines on it, what flows from the levels
+// below, and what belongs to nothing known.
+func (b *Budget) countAt(l *level, now time.Time) {
+	reserve := inventory.Milliwatts(l.Reserve)
+	l.counted = flow{l.Each(reserve), reserve}
+	l.known, l.measured = l.counted, l.counted
+	for node, h := range l.hangs {
 		claim := b.claim(node, h)
 		l.counted.add(l.Each(claim), claim)
 		draws := claim
@@ -157,18 +160,24 @@ func (b *Budget) count(now time.Time) {
 				l.measured.line[0] += draws
 			}
 		}
-		l.drawn.add(l.Each(draws), draws)
+		l.known.add(l.Each(draws), draws)
 	}
-	for _, l := range slices.Backward(b.levels) {
-		u := l.own.unknown(l.Circuit)
-		l.counted.add(u.line, u.total)
-		l.drawn.add(u.line, u.total)
-		l.certain(now, b.rules.Stale)
-		if p := l.parent; p != nil {
-			p.counted.add(l.Onto(p.Circuit, l.counted.line), l.counted.total)
-			p.drawn.add(l.Onto(p.Circuit, l.drawn.line), l.drawn.total)
-			p.measured.add(l.surely(p.Circuit), l.measured.total)
-		}
+	for _, c := range l.below {
+		b.countAt(c, now)
+		l.counted.add(c.Onto(l.Circuit, c.counted.line), c.counted.total)
+		l.known.add(c.Onto(l.Circuit, c.drawn.line), c.drawn.total)
+		l.measured.add(c.surely(l.Circuit), c.measured.total)
+	}
+	u := l.own.unknown(l.Circuit)
+	l.counted.add(u.line, u.total)
+	l.drawn = l.known
+	l.drawn.add(u.line, u.total)
+	l.certain(now, b.rules.Stale)
+	if l.metered(now, b.rules.Stale) {
+		l.drawn.line = l.measured.line
+	}
+	if l.own.meter.fresh(now, b.rules.Stale) {
+		l.drawn.total = l.measured.total
 	}
 }
 
@@ -250,6 +259,15 @@ func (b *Budget) drawn(now time.Time) (sum int64) {
 		}
 	}
 	return sum
+}
+
+// Drawn is what the whole site draws at now, in watts: what its meters show
+// where they are fresh, and what is reserved where they are not.
+func (b *Budget) Drawn(now time.Time) float64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.count(now)
+	return watts(b.drawn(now))
 }
 
 // draws is what node draws, as far as it is known.

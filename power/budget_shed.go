@@ -78,11 +78,10 @@ func (b *Budget) watch(now time.Time) {
 	for _, l := range b.levels {
 		// Reservations do not swing: what is made of them needs to be at the limit
 		// again, what a meter shows well below it.
-		carries, well := l.drawn.line, l.limit
+		drawn, well := max(l.drawn.line[0], l.drawn.line[1], l.drawn.line[2]), l.limit
 		if l.metered(now, b.rules.Stale) {
-			carries, well = l.measured.line, l.limit-l.rating/20
+			well -= l.rating / 20
 		}
-		drawn := max(carries[0], carries[1], carries[2])
 		if since(&l.over, now, drawn > l.limit) >= overFor {
 			l.stopped = true
 		}
@@ -220,14 +219,19 @@ type curtailment struct {
 // nothing is granted above them, and Advise says what to cap, pause and shut
 // down until no more are drawn. Machines in service are capped and not shut
 // down for it. A number that is none is a ceiling of zero.
-func (b *Budget) Curtail(w float64, reason string) {
+func (b *Budget) Curtail(w float64, reason string) { b.ceiling(w, reason, false) }
+
+// Ceiling is Curtail for a caller that takes by a plan of its own: nothing is
+// granted above w watts, until CurtailEnd, and Advise takes nothing for it.
+func (b *Budget) Ceiling(w float64, reason string) { b.ceiling(w, reason, true) }
+
+func (b *Budget) ceiling(w float64, reason string, planned bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c := &curtailment{why: reason}
+	b.curtail = &curtailment{why: reason, planned: planned}
 	if w >= 0 && w < maxWatts {
-		c.ceiling = int64(w * 1000)
+		b.curtail.ceiling = int64(w * 1000)
 	}
-	b.curtail = c
 }
 
 // CurtailEnd ends a Curtail: Advise lifts what it had capped and paused.

@@ -305,6 +305,31 @@ func TestUnknownLoad(t *testing.T) {
 	lines("0 1300 1200 ")
 }
 
+// What a circuit draws is what its own meter shows, and what is reserved on it
+// where that is silent: so load of nobody shows above it.
+func TestDrawn(t *testing.T) {
+	b := budget(t, tree, power.Rules{})
+	_ = b.Grant("a", "bank-1", 2000, at(0)) // not measured
+	_ = b.Grant("z", "", 300, at(0))
+	draws := func(when, want float64) {
+		t.Helper()
+		if got := b.Drawn(at(when)); got != want {
+			t.Errorf("at %v s %v W are drawn, want %v", when, got, want)
+		}
+	}
+	draws(0, 2300)
+	b.MeasuredCircuit("bank-1", 500, at(1))
+	draws(1, 800)
+	b.MeasuredCircuit("pdu-1", 1200, at(1))
+	draws(1, 1500)
+	if l := level(t, b, "pdu-1", at(1)); l.Unknown != 700 || l.Granted != 2700 {
+		t.Errorf("%+v", l)
+	}
+	b.Measured("z", 100, at(1))
+	draws(1, 1300)
+	draws(90, 3000) // 2000 + 700 + 300
+}
+
 // A clock that is put back or far ahead stops nothing for good.
 func TestClocks(t *testing.T) {
 	b := budget(t, tree, power.Rules{})
@@ -414,4 +439,41 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+func BenchmarkBudget(b *testing.B) {
+	var hall []inventory.Circuit
+	feed := circuit("feed", "", 400, 4000, 3)
+	hall = append(hall, feed)
+	for p := range 100 {
+		pdu := circuit(fmt.Sprint("pdu-", p), "feed", 400, 63, 3)
+		hall = append(hall, pdu)
+		for k := range 6 {
+			hall = append(hall, on([]string{"L1", "L2", "L3"}[k%3], circuit(fmt.Sprintf("bank-%d-%d", p, k), pdu.Name, 230, 32, 1)))
+		}
+	}
+	x, err := power.NewBudget(hall, power.Rules{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	loads := []power.Load{}
+	for i := range 2000 {
+		n := inventory.NodeID(fmt.Sprint("n", i))
+		x.Restore(n, fmt.Sprintf("bank-%d-%d", i%100, i/100%6), 800)
+		loads = append(loads, power.Load{Node: n, Work: power.WorkService, Since: at(float64(i))})
+	}
+	for name, f := range map[string]func(int){
+		"grant":         func(i int) { _ = x.Grant("n5", "bank-5-0", 800, at(float64(i)*3)) },
+		"measured":      func(i int) { x.Measured("n5", 700, at(float64(i))) },
+		"measured PDU":  func(i int) { x.MeasuredCircuit("pdu-5", 9000, at(float64(i))) },
+		"measured feed": func(i int) { x.MeasuredCircuit("feed", 9e5, at(float64(i))) },
+		"advise":        func(i int) { x.Advise(at(float64(i)), loads) },
+		"levels":        func(i int) { x.Levels(at(float64(i))) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			for i := range b.N {
+				f(i)
+			}
+		})
+	}
 }
