@@ -117,7 +117,8 @@ func NewBudget(tree []inventory.Circuit, r Rules) (*Budget, error) {
 			*d.of = d.when
 		}
 	}
-	for _, f := range inventory.CheckCircuits(tree) {
+	if found := inventory.CheckCircuits(tree); len(found) > 0 {
+		f := found[0]
 		err := fmt.Errorf("power budget: circuit %q: %s", tree[f.Circuit].Name, f.Problem)
 		if f.Hint != "" {
 			err = fmt.Errorf("%w; %s", err, f.Hint)

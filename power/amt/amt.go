@@ -234,7 +234,7 @@ func (s *session) post(ctx context.Context, body, authorization string) (*http.R
 // send posts a message and returns the answer's body. Every message answers a
 // challenge of its own; a refusal before any was accepted is ErrAuth.
 func (s *session) send(ctx context.Context, message string) ([]byte, error) {
-	res, body, err := s.post(ctx, "", "")
+	res, _, err := s.post(ctx, "", "")
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +245,8 @@ func (s *session) send(ctx context.Context, message string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if res, body, err = s.post(ctx, message, c.Authorization(s.cfg.User, s.password, http.MethodPost, "/wsman")); err != nil {
+	res, body, err := s.post(ctx, message, c.Authorization(s.cfg.User, s.password, http.MethodPost, "/wsman"))
+	if err != nil {
 		return nil, err
 	}
 	switch {

@@ -15,7 +15,6 @@ import (
 )
 
 var (
-	getDeviceID      = command{"get device id", 0x06, 0x01}
 	getSDRInfo       = command{"get SDR repository info", 0x0a, 0x20}
 	reserveSDR       = command{"reserve SDR repository", 0x0a, 0x22}
 	getSDR           = command{"get SDR", 0x0a, 0x23}

@@ -13,7 +13,6 @@ import (
 // An agent obeys, or does not.
 type agent struct {
 	heard time.Time
-	deaf  bool
 	told  []string
 	err   error
 }

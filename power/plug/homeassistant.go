@@ -57,13 +57,13 @@ func (h *homeassistant) read(ctx context.Context, id string) (entity, error) {
 		return e, err
 	}
 	if a.status == http.StatusNotFound {
-		return e, fmt.Errorf("Home Assistant knows no %s", id) //nolint:staticcheck // a name
+		return e, fmt.Errorf("no %s is known to Home Assistant", id)
 	}
 	if err := a.read(&e); err != nil {
 		return e, err
 	}
 	if e.ID != id {
-		return e, errors.New("Home Assistant answers about another entity") //nolint:staticcheck // a name
+		return e, errors.New("the answer of Home Assistant is about another entity")
 	}
 	return e, nil
 }
