@@ -48,7 +48,7 @@ func (c *conductor) Record(context.Context, inventory.NodeID, string, string, ma
 func watched(e *testscript.Env, c *server.Config) error {
 	port := new(powertest.Port)
 	b := power.Verify(labBMC{new(powertest.Fake), port}, power.Limits{})
-	c.Power = map[inventory.NodeID]*power.Verified{"srv-01": b, "srv-02": power.Verify(new(powertest.Fake), power.Limits{})}
+	c.Power = map[inventory.NodeID]*power.Verified{"srv-01": b, "srv-02": power.Verify(struct{ power.Controller }{new(powertest.Fake)}, power.Limits{})}
 	var err error
 	c.Console, err = console.New(console.Config{Dir: filepath.Join(e.WorkDir, "console"), Ports: map[inventory.NodeID]console.Port{"srv-01": b}})
 	if err != nil {

@@ -23,6 +23,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// plain is a controller that can switch and nothing else.
+type plain struct{ power.Controller }
+
 // lamp is a controller with a light.
 type lamp struct {
 	*powertest.Fake
@@ -59,7 +62,7 @@ func newHall(t *testing.T, dir string, l *lamp) *hall {
 	h := &hall{lamp: l, dir: dir}
 	var err error
 	h.Locator, err = New(Config{Dir: dir, Log: slog.New(slog.DiscardHandler),
-		Power: map[inventory.NodeID]*power.Verified{"srv-01": power.Verify(l, power.Limits{}), "srv-02": power.Verify(new(powertest.Fake), power.Limits{})},
+		Power: map[inventory.NodeID]*power.Verified{"srv-01": power.Verify(l, power.Limits{}), "srv-02": power.Verify(plain{new(powertest.Fake)}, power.Limits{})},
 		Record: func(_ context.Context, node inventory.NodeID, actor, reason string, evidence map[string]string) error {
 			h.mu.Lock()
 			defer h.mu.Unlock()

@@ -198,7 +198,7 @@ func TestRefusals(t *testing.T) {
 		"tasmota, refuses with 200":  {"tasmota", func(c *Config) { c.User = "root" }, vbmc.PlugFaults{Version: 3}, true, "another user or password"},
 		"shelly, another switch":     {"shelly", func(c *Config) { c.Channel = 3 }, vbmc.PlugFaults{}, false, "no switch 3"},
 		"tasmota, another relay":     {"tasmota", func(c *Config) { c.Channel = 3 }, vbmc.PlugFaults{}, false, "does not know Power3: Unknown"},
-		"homeassistant, no entity":   {"homeassistant", func(c *Config) { c.Entity = "switch.nothing" }, vbmc.PlugFaults{}, false, "knows no switch.nothing"},
+		"homeassistant, no entity":   {"homeassistant", func(c *Config) { c.Entity = "switch.nothing" }, vbmc.PlugFaults{}, false, "no switch.nothing is known"},
 		"homeassistant, unavailable": {"homeassistant", func(*Config) {}, vbmc.PlugFaults{Unknown: true}, false, "not available"},
 		"no secret": {"tasmota", func(c *Config) {
 			c.Password = func(context.Context) (string, error) { return "", errors.New("no such secret") }
