@@ -11,5 +11,9 @@ func (v *Verified) Alone(ctx context.Context, f func(context.Context, Controller
 		return err
 	}
 	defer v.verb.put()
-	return v.login.alone(ctx, func(ctx context.Context) error { return f(ctx, v.c) })
+	alone := func(ctx context.Context) error { return f(ctx, v.c) }
+	if v.shared != nil {
+		return v.login.alone(ctx, func(ctx context.Context) error { return v.shared.alone(ctx, alone) })
+	}
+	return v.login.alone(ctx, alone)
 }

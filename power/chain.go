@@ -37,6 +37,7 @@ func (p Proof) String() string {
 type Link struct {
 	Controller
 	Proves Proof
+	Login  *Login // at the gate of its device; nil where nobody else talks to it
 }
 
 // A Chain is a machine with several controllers, in the order in which they are
@@ -93,7 +94,7 @@ func NewChain(links ...Link) (*Chain, error) {
 		if _, ok := l.Controller.(Hearer); l.Proves == Life && !ok {
 			return nil, fmt.Errorf("a chain of controllers: %s proves life and cannot say when it heard of it", l.Controller)
 		}
-		c.links = append(c.links, &link{Verify(l.Controller, Limits{}), l.Proves})
+		c.links = append(c.links, &link{l.Login.Verify(l.Controller, Limits{}), l.Proves})
 	}
 	return c, nil
 }

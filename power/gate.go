@@ -10,12 +10,18 @@ import (
 
 // A Gate is the one way to a device: a BMC, a PDU, a plug. All controllers that
 // lead to it (two systems behind one BMC, the outlets of one PDU) share it, so
-// that one request is in flight, two requests keep their distance, and a device
-// that does not answer is left alone for a while that grows with each failure.
+// that one request is in flight, two requests keep their distance, and a
+// credential is refused once for all of them.
+//
+// The gate that each Verified has for itself also has a breaker: a device that
+// does not answer is left alone for a while that grows with each failure. A
+// shared one has none, because what fails for one machine (an outlet that is not
+// there) says nothing about the others.
 type Gate struct {
 	device  string
 	spacing time.Duration
 	refused *Refused
+	breaker bool
 
 	call  lock // held for one call
 	ended time.Time
@@ -43,13 +49,14 @@ func (g *Gates) At(address string) *Gate {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.at[address] == nil {
-		g.at[address] = newGate(address, g.spacing, g.refused)
+		g.at[address] = &Gate{device: address, spacing: g.spacing, refused: g.refused, call: newLock()}
 	}
 	return g.at[address]
 }
 
-func newGate(device string, spacing time.Duration, r *Refused) *Gate {
-	return &Gate{device: device, spacing: spacing, refused: r, call: newLock()}
+// own is the gate of one controller.
+func own(c Controller) *Login {
+	return (&Gate{device: c.String(), refused: new(Refused), breaker: true, call: newLock()}).Login("", nil)
 }
 
 // A Login is one credential at a gate. It is refused at most once: BMCs lock a
@@ -92,12 +99,25 @@ func (g gated) Unwrap() error { return g.error }
 // opposed to a caller who lost patience, which says nothing about the device.
 var errSlow = errors.New("it did not answer in time")
 
+// Verify wraps c, whose calls pass the gate with this credential. With a nil
+// Login it is package Verify.
+func (l *Login) Verify(c Controller, limits Limits) *Verified {
+	v := Verify(c, limits)
+	v.shared = l
+	return v
+}
+
 // Do makes one call to the device.
 func (l *Login) Do(ctx context.Context, f func(context.Context) error) error {
-	if err := l.do(ctx, f); err != nil {
+	called := false
+	err := l.do(ctx, func(ctx context.Context) error {
+		called = true
+		return f(ctx)
+	})
+	if err != nil && (l.gate.breaker || !called || errors.Is(err, ErrAuth)) {
 		return gated{err}
 	}
-	return nil
+	return err
 }
 
 func (l *Login) do(ctx context.Context, f func(context.Context) error) error {
@@ -137,7 +157,7 @@ func (l *Login) do(ctx context.Context, f func(context.Context) error) error {
 		g.down = outage{}
 	case ctx.Err() != nil && !errors.Is(context.Cause(ctx), errSlow):
 		// The caller gave up; that says nothing about the device.
-	default:
+	case g.breaker:
 		g.down.fail(err)
 	}
 	return err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"smelt/power"
+	"smelt/power/powertest"
 )
 
 // Two systems of one BMC: one request at a time, apart from each other.
@@ -206,4 +207,42 @@ func (b *behindGate) State(ctx context.Context) (s power.State, err error) {
 		return b.err
 	})
 	return power.On, err
+}
+
+// Two machines behind one BMC: one refused login for both, and what is wrong
+// with one of them does not stop the other.
+func TestMachinesOfOneDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		version := "1"
+		login := power.NewGates(0, new(power.Refused)).At("bmc").Login("admin", func(context.Context) (string, error) { return version, nil })
+		var a, b powertest.Fake
+		one, two := login.Verify(&a, power.Limits{}), login.Verify(&b, power.Limits{})
+		wrong := powertest.Script{Err: fmt.Errorf("401: %w", power.ErrAuth)}
+		a.SetScript(wrong)
+		b.SetScript(wrong)
+		for range 3 {
+			for _, v := range []*power.Verified{one, two} {
+				if _, err := v.On(t.Context()); !errors.Is(err, power.ErrAuth) {
+					t.Error(err)
+				}
+			}
+		}
+		if n := len(a.Calls()) + len(b.Calls()); n != 1 {
+			t.Errorf("%d logins with a refused credential, want 1", n)
+		}
+		version = "2" // smelt secret set
+		a.SetScript(powertest.Script{Err: errors.New("404: there is no such system")})
+		b.SetScript(powertest.Script{})
+		for range 10 {
+			if _, err := one.State(t.Context()); err == nil {
+				t.Error("no error")
+			}
+			if _, err := two.State(t.Context()); err != nil {
+				t.Errorf("the other one: %v", err)
+			}
+		}
+		if n := len(a.Calls()); n > 5 {
+			t.Errorf("%d calls for a machine that is not there: its breaker does not hold", n)
+		}
+	})
 }

@@ -11,13 +11,14 @@ import (
 // Verified makes the verbs of a Controller trustworthy. All methods return the
 // evidence, also with an error.
 //
-// It passes a gate of its own, for a controller that has none: see Login for
-// what happens after a refused credential, and Gate for a device that does not
-// answer.
+// Each call passes a gate of its own and, where Login.Verify made it, the one
+// that all controllers of the device share: see Login for what happens after a
+// refused credential, and Gate for a device that does not answer.
 type Verified struct {
 	c      Controller
 	limits Limits
 	login  *Login
+	shared *Login // nil: nobody else talks to the device
 
 	verb lock      // held for a whole verb: two verbs on one machine never interleave
 	sent time.Time // the last command; guarded by verb
@@ -40,7 +41,7 @@ func Verify(c Controller, l Limits) *Verified {
 	def(&l.Dwell, 5*time.Second)
 	def(&l.Spacing, time.Second)
 	def(&l.Soft, 600*time.Second)
-	return &Verified{c: c, limits: l, login: newGate(c.String(), 0, new(Refused)).Login("", nil), verb: newLock()}
+	return &Verified{c: c, limits: l, login: own(c), verb: newLock()}
 }
 
 func (v *Verified) String() string { return v.c.String() }
@@ -49,6 +50,9 @@ func (v *Verified) String() string { return v.c.String() }
 // the cause, here and in the gates that c passes.
 func (v *Verified) Reset() {
 	v.login.Reset()
+	if v.shared != nil {
+		v.shared.Reset()
+	}
 	if below, ok := v.c.(interface{ Reset() }); ok {
 		below.Reset()
 	}
@@ -60,7 +64,12 @@ func (v *Verified) do(ctx context.Context, f func(context.Context) error) error 
 		limited, cancel := context.WithTimeoutCause(ctx, min(maxCall, v.limits.Reach), errSlow)
 		defer cancel()
 		v.line.giveWay()
-		err := f(limited)
+		var err error
+		if v.shared != nil {
+			err = v.shared.Do(limited, f)
+		} else {
+			err = f(limited)
+		}
 		switch {
 		case err == nil, errors.Is(err, ErrUnsupported), errors.Is(err, ErrNeedsHuman), errors.Is(err, ErrMismatch):
 			v.line.called(true)

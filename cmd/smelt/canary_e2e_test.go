@@ -37,6 +37,12 @@ var canaries = map[string]string{
 	"bmc-wrong": "Kanar1+falsch/W4=",
 	"ipmi":      "Kanar1ipmiBlau9x",
 	"pdu":       "Kanar1-gemein-5f",
+	"v3-auth":   "Kanar1-auth-lang8",
+	"v3-priv":   "Kanar1-priv-lang8",
+	"shelly":    "Kanar1+shelly&=7",
+	"tasmota":   "Kanar1+url&pass=3",
+	"hass":      "Kanar1.token.eyJhbGciOi",
+	"amt":       "Kanar1!Amt+9",
 	"munge":     "Kanar1-munge-key-of-32-bytes-0123456789",
 }
 
@@ -47,20 +53,26 @@ const planted = "Kanar1+offen/X8=y"
 const canarySite = `apiVersion: smelt/v1
 site: e2e
 lab: true
-state: %s
+state: STATE
 listen: {boot: "10.78.0.1:80", agent: "10.78.0.1:8443", ui: "127.0.0.1:8480"}
 networks:
   - {name: provisioning, interface: br0, address: 10.78.0.1/16, pool: 10.78.200.1-10.78.200.50}
 classes:
   - {name: rig, image: none, target: lab, profile: lab}
 pdus:
-  - {name: p1, address: %q, model: apc-rpdu2, version: v2c, community: {secret: pdu}}
+  - {name: p1, address: "PDU", model: apc-rpdu2, version: v2c, community: {secret: pdu}, names: ignore}
+  - {name: p3, address: "PD3", model: apc-rpdu2, version: v3, user: smelt, auth: {secret: v3-auth}, priv: {secret: v3-priv}, names: ignore}
 nodes:
-  - {name: good, position: %q, class: rig, macs: ["52:54:00:78:00:11"], power: {driver: redfish, address: "https://%s", user: admin, password: {secret: bmc}}}
-  - {name: broken, position: A1-S2, class: rig, macs: ["52:54:00:78:00:12"], power: {driver: redfish, address: "https://%s", user: admin, password: {secret: bmc}}}
-  - {name: wrong, position: A1-S3, class: rig, macs: ["52:54:00:78:00:13"], power: {driver: redfish, address: "https://%s", user: admin, password: {secret: bmc-wrong}}}
-  - {name: ipmi, position: A1-S4, class: rig, macs: ["52:54:00:78:00:14"], power: {driver: ipmi, address: %q, user: admin, password: {secret: ipmi}, cipherSuite: 3}}
+  - {name: good, position: "PLANTED", class: rig, macs: ["52:54:00:78:00:11"], power: {driver: redfish, address: "https://GOOD", user: admin, password: {secret: bmc}}}
+  - {name: broken, position: A1-S2, class: rig, macs: ["52:54:00:78:00:12"], power: {driver: redfish, address: "https://BROKEN", user: admin, password: {secret: bmc}}}
+  - {name: wrong, position: A1-S3, class: rig, macs: ["52:54:00:78:00:13"], power: {driver: redfish, address: "https://WRONG", user: admin, password: {secret: bmc-wrong}}}
+  - {name: ipmi, position: A1-S4, class: rig, macs: ["52:54:00:78:00:14"], power: {driver: ipmi, address: "IPMI", user: admin, password: {secret: ipmi}, cipherSuite: 3}}
   - {name: outlet, position: A1-S5, class: rig, macs: ["52:54:00:78:00:15"], power: {driver: pdu, outlets: [{pdu: p1, outlet: 1}]}}
+  - {name: outlet3, position: A1-S6, class: rig, macs: ["52:54:00:78:00:16"], power: {driver: pdu, outlets: [{pdu: p3, outlet: 1}]}}
+  - {name: shelly, position: A1-S7, class: rig, macs: ["52:54:00:78:00:17"], power: {driver: plug, kind: shelly, address: "http://SHELLY", password: {secret: shelly}}}
+  - {name: tasmota, position: A1-S8, class: rig, macs: ["52:54:00:78:00:18"], power: {driver: plug, kind: tasmota, address: "http://TASMOTA", password: {secret: tasmota}}}
+  - {name: hass, position: A1-S9, class: rig, macs: ["52:54:00:78:00:19"], power: {driver: plug, kind: homeassistant, address: "http://HASS", token: {secret: hass}, entity: switch.rig_01}}
+  - {name: amt, position: A1-S10, class: rig, macs: ["52:54:00:78:00:1a"], power: {driver: amt, address: "https://AMT", user: admin, password: {secret: amt}}}
 cluster: {kind: slurm, conf: /nonexistent/slurm.conf, server: "10.78.0.1:6817", mungeKey: {secret: munge}}
 `
 
@@ -70,34 +82,47 @@ cluster: {kind: slurm, conf: /nonexistent/slurm.conf, server: "10.78.0.1:6817", 
 // often the server starts.
 func TestCanaries(t *testing.T) {
 	h := newHall(t)
-	bmcs := map[string]*vbmc.Redfish{}
-	for _, name := range []string{"good", "broken", "wrong"} {
-		l := inNamespace(h, func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") })
-		b, err := vbmc.StartRedfish(vbmc.RedfishConfig{Listener: l, Password: canaries["bmc"]}, new(vbmc.Switch))
+	words := []string{"STATE", h.path("state"), "PLANTED", planted}
+	at := func(word string, addr net.Addr, close func() error, err error) {
+		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { b.Close() })
+		t.Cleanup(func() { close() })
+		words = append(words, word, addr.String())
+	}
+	tcp := func() net.Listener {
+		return inNamespace(h, func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") })
+	}
+	udp := func() net.PacketConn {
+		return inNamespace(h, func() (net.PacketConn, error) { return net.ListenPacket("udp4", "127.0.0.1:0") })
+	}
+	bmcs := map[string]*vbmc.Redfish{}
+	for _, name := range []string{"GOOD", "BROKEN", "WRONG"} {
+		b, err := vbmc.StartRedfish(vbmc.RedfishConfig{Listener: tcp(), Password: canaries["bmc"]}, new(vbmc.Switch))
+		at(name, b.Addr(), b.Close, err)
 		bmcs[name] = b
 	}
-	bmcs["broken"].SetFaults(vbmc.RedfishFaults{Status: 500})
-	udp := func() (net.PacketConn, error) { return net.ListenPacket("udp4", "127.0.0.1:0") }
+	bmcs["BROKEN"].SetFaults(vbmc.RedfishFaults{Status: 500})
 	short, err := os.MkdirTemp("", "ipmi") // it holds sockets
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(short) })
-	ipmi, err := vbmc.StartIPMI(t.Context(), vbmc.IPMIConfig{Dir: short, Conn: inNamespace(h, udp), Password: canaries["ipmi"]}, new(vbmc.Switch))
-	if err != nil {
-		t.Fatal(err)
+	ipmi, err := vbmc.StartIPMI(t.Context(), vbmc.IPMIConfig{Dir: short, Conn: udp(), Password: canaries["ipmi"]}, new(vbmc.Switch))
+	at("IPMI", ipmi.Addr(), ipmi.Close, err)
+	outlets := []vbmc.Outlet{{Name: "outlet", Power: new(vbmc.Switch)}}
+	pdu, err := vbmc.StartPDU(vbmc.PDUConfig{Conn: udp(), Model: "apc-rpdu2", Community: canaries["pdu"], Outlets: outlets})
+	at("PDU", pdu.Addr(), pdu.Close, err)
+	pdu, err = vbmc.StartPDU(vbmc.PDUConfig{Conn: udp(), Model: "apc-rpdu2", User: "smelt", Auth: canaries["v3-auth"], Priv: canaries["v3-priv"], Outlets: []vbmc.Outlet{{Name: "outlet3", Power: new(vbmc.Switch)}}})
+	at("PD3", pdu.Addr(), pdu.Close, err)
+	for kind, secret := range map[string]string{"shelly": "shelly", "tasmota": "tasmota", "homeassistant": "hass"} {
+		p, err := vbmc.StartPlug(vbmc.PlugConfig{Listener: tcp(), Kind: kind, Password: canaries[secret], Power: new(vbmc.Switch), Watts: 100})
+		at(strings.ToUpper(secret), p.Addr(), p.Close, err)
 	}
-	t.Cleanup(func() { ipmi.Close() })
-	pdu, err := vbmc.StartPDU(vbmc.PDUConfig{Conn: inNamespace(h, udp), Model: "apc-rpdu2", Community: canaries["pdu"], Outlets: []vbmc.Outlet{{Name: "outlet", Power: new(vbmc.Switch)}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { pdu.Close() })
-	h.write(h.path("site.yaml"), fmt.Appendf(nil, canarySite, h.path("state"), pdu.Addr(), planted, bmcs["good"].Addr(), bmcs["broken"].Addr(), bmcs["wrong"].Addr(), ipmi.Addr()))
+	amt, err := vbmc.StartAMT(vbmc.AMTConfig{Listener: tcp(), TLS: true, Password: canaries["amt"]}, new(vbmc.Switch))
+	at("AMT", amt.Addr(), amt.Close, err)
+	h.write(h.path("site.yaml"), []byte(strings.NewReplacer(words...).Replace(canarySite)))
 	for name, value := range canaries {
 		h.write(h.path("value"), []byte(value))
 		h.smelt("secret", "set", name, "--from-file", h.path("value"))
@@ -112,20 +137,26 @@ func TestCanaries(t *testing.T) {
 	logs := ""
 	for start := range 3 { // restarts: a wrong credential is not tried again
 		h.up()
-		for _, node := range []string{"good", "ipmi", "outlet", "wrong", "broken"} {
-			for _, verb := range []string{"on", "cycle", "off"} {
-				if node == "broken" && (verb != "on" || start > 0) {
-					continue // each waits for its minute
-				}
-				try("node", "power", node, verb)
+		var verbs sync.WaitGroup
+		for _, node := range []string{"wrong", "good", "broken", "ipmi", "outlet", "outlet3", "shelly", "tasmota", "hass", "amt"} {
+			if start > 0 && node != "wrong" {
+				continue
 			}
+			verbs.Go(func() {
+				for _, verb := range []string{"on", "cycle", "off"} {
+					if node != "broken" || verb == "on" { // each waits for its minute
+						try("node", "power", node, verb, "--timeout", "90s")
+					}
+				}
+			})
 		}
+		verbs.Wait()
 		try("site", "stop", "--reason", planted)
 		try("site", "resume")
 		h.down()
 		logs += h.log.text()
 	}
-	if n := bmcs["wrong"].Stats(); n.FailedLogins != 1 || n.Logins != 0 {
+	if n := bmcs["WRONG"].Stats(); n.FailedLogins != 1 || n.Logins != 0 {
 		t.Errorf("the BMC with the wrong password saw %d failed logins, want 1 (and %d granted)", n.FailedLogins, n.Logins)
 	}
 	for _, b := range bmcs {
@@ -134,16 +165,22 @@ func TestCanaries(t *testing.T) {
 		}
 	}
 
+	for _, node := range []string{"good", "ipmi", "outlet", "outlet3", "shelly", "tasmota", "hass", "amt"} {
+		if said := seen.text("smelt node power " + node + " off --timeout 90s"); !strings.Contains(said, "confirmed") {
+			t.Errorf("%s: its secret was hardly used: %s", node, said)
+		}
+	}
+
 	h.up()
 	for _, args := range [][]string{
 		{"node", "list", "-o", "json"}, {"node", "show", "good"}, {"node", "show", "wrong", "-o", "json"}, {"power", "status", "-o", "json"},
-		{"power", "budget"}, {"task", "list", "-o", "json"}, {"doctor"}, {"secret", "list"}, {"site", "validate"},
+		{"power", "budget"}, {"bmc", "list"}, {"bmc", "quirks"}, {"task", "list", "-o", "json"}, {"doctor"}, {"secret", "list"}, {"site", "validate"},
 	} {
 		try(args...)
 	}
 	h.write(h.path("header"), fmt.Appendf(nil, "Authorization: Bearer %s", strings.TrimSpace(string(h.read(h.path("state/operator.token"))))))
 	for _, path := range []string{
-		"/metrics", "/", "/nodes/good", "/nodes/wrong", "/nodes/ipmi", "/queue", "/tasks", "/network",
+		"/metrics", "/", "/nodes/good", "/nodes/wrong", "/nodes/ipmi", "/nodes/tasmota", "/queue", "/tasks", "/network",
 		"/api/v1/site", "/api/v1/nodes", "/api/v1/nodes/good", "/api/v1/nodes/wrong", "/api/v1/tasks", "/api/v1/events?after=0", "/api/openapi.json",
 	} {
 		out, _ := exec.Command("ip", "netns", "exec", h.ns, "curl", "-sS", "--max-time", "3", "-H", "@"+h.path("header"), "http://127.0.0.1:8480"+path).CombinedOutput() // the stream of events ends by its time
@@ -279,6 +316,12 @@ func (s *spoor) add(where string, data []byte) {
 	if !bytes.Contains(s.what[where], data) {
 		s.what[where] = append(append(s.what[where], data...), '\n')
 	}
+}
+
+func (s *spoor) text(where string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return string(s.what[where])
 }
 
 // find tells where value is, in any form.

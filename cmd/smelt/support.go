@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html/template"
 	"io"
 	"io/fs"
 	"net/url"
@@ -130,12 +131,14 @@ func redact(data []byte, secrets [][]byte) ([]byte, bool) {
 }
 
 // forms are the ways in which a value leaves a program: as it is, in a URL, in
-// JSON, in hexadecimal, and in base64 wherever it begins in a longer text.
+// JSON, in a page, in hexadecimal, and in base64 wherever it begins in a longer text.
 func forms(s []byte) [][]byte {
 	out := [][]byte{s, []byte(url.QueryEscape(string(s))), []byte(url.PathEscape(string(s))), []byte(hex.EncodeToString(s)), []byte(strings.ToUpper(hex.EncodeToString(s)))}
 	if j, err := json.Marshal(string(s)); err == nil {
 		out = append(out, j[1:len(j)-1])
 	}
+	page := template.HTMLEscapeString(string(s))
+	out = append(out, []byte(page), []byte(strings.ReplaceAll(page, "+", "&#43;"))) // html/template escapes + too
 	for _, enc := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
 		for before := range 3 {
 			// The characters that depend on s alone: those of the neighbours are cut off.

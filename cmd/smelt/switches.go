@@ -15,6 +15,7 @@ import (
 	"smelt/power"
 	"smelt/power/amt"
 	"smelt/power/bmc"
+	"smelt/power/care"
 	"smelt/power/inband"
 	"smelt/power/manual"
 	"smelt/power/pdu"
@@ -76,9 +77,16 @@ func pduUnits(site *config.Site, secrets *config.Secrets) (map[string]*pdu.Unit,
 // controllers makes what switches each node. A node without one is switched by
 // a human, who gets a task.
 func controllers(site *config.Site, secrets *config.Secrets, units map[string]*pdu.Unit, e *ears) (map[inventory.NodeID]*power.Verified, error) {
+	// A server that is started again and again must not lock its account at
+	// every BMC: what was refused outlives the process.
+	refused, err := power.OpenRefused(filepath.Join(site.State, "refused.json"))
+	if err != nil {
+		return nil, err
+	}
+	gates := power.NewGates(requestSpacing, refused)
 	out := map[inventory.NodeID]*power.Verified{}
 	for _, n := range site.Nodes {
-		v, err := switchOf(site, n, units, secrets, e)
+		v, err := switchOf(site, n, units, secrets, gates, e)
 		if err != nil {
 			return nil, fmt.Errorf("node %s: power: %w", n.Name, err)
 		}
@@ -89,6 +97,25 @@ func controllers(site *config.Site, secrets *config.Secrets, units map[string]*p
 	return out, nil
 }
 
+// requestSpacing is the least pause between two requests to one BMC or plug:
+// their network stacks are small.
+const requestSpacing = 50 * time.Millisecond
+
+// loginOf is the credential of a way to switch n, at the gate of its device; nil
+// for one that logs in nowhere, or whose device keeps count itself (a PDU).
+func loginOf(n config.Node, p config.Power, secrets *config.Secrets, gates *power.Gates) *power.Login {
+	var names []string
+	switch p.Driver {
+	case "ipmi", "redfish":
+		names = []string{care.Device{Node: n.Name}.SecretName(), string(p.Password)}
+	case "amt", "plug":
+		names = []string{string(p.Password), string(p.Token)}
+	default:
+		return nil
+	}
+	return gates.At(config.BMCHost(p.Address)).Login(p.Driver+" "+p.User, func(context.Context) (string, error) { return secrets.Version(names...) })
+}
+
 // How long a state may take that is confirmed in a roundabout way.
 const (
 	reachHeard = 12 * time.Minute // until a machine is heard of: its firmware tests itself first
@@ -97,14 +124,14 @@ const (
 )
 
 // switchOf is what switches n, nil for a person alone.
-func switchOf(site *config.Site, n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets, e *ears) (*power.Verified, error) {
+func switchOf(site *config.Site, n config.Node, units map[string]*pdu.Unit, secrets *config.Secrets, gates *power.Gates, e *ears) (*power.Verified, error) {
 	var links []power.Link
 	for _, w := range n.Power {
 		c, proves, err := controller(site, n, w, units, secrets, e)
 		if err != nil {
 			return nil, err
 		}
-		links = append(links, power.Link{Controller: c, Proves: proves})
+		links = append(links, power.Link{Controller: c, Proves: proves, Login: loginOf(n, w, secrets, gates)})
 	}
 	machine := slices.ContainsFunc(links, func(l power.Link) bool { return l.Proves == power.Machine })
 	life := slices.ContainsFunc(links, func(l power.Link) bool { return l.Proves == power.Life })
@@ -125,7 +152,7 @@ func switchOf(site *config.Site, n config.Node, units map[string]*pdu.Unit, secr
 	case len(links) == 0 || n.Power[0].Driver == "manual":
 		return nil, nil
 	}
-	return power.Verify(links[0].Controller, limits), nil
+	return links[0].Login.Verify(links[0].Controller, limits), nil
 }
 
 // controller makes one way to switch n, and says what its state proves.

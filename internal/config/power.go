@@ -213,7 +213,7 @@ func (p *parser) owns(node inventory.NodeID, w rawPower, one Power, ways map[str
 			take(o.at, what, "feeds", what)
 		}
 	case "redfish", "ipmi", "amt":
-		if h := bmcHost(one.Address); h != "" {
+		if h := BMCHost(one.Address); h != "" {
 			take(w.Address.at, "the BMC "+h, "switches", "bmc "+h)
 		}
 	case "plug":
@@ -225,9 +225,9 @@ func (p *parser) owns(node inventory.NodeID, w rawPower, one Power, ways map[str
 	}
 }
 
-// bmcHost is what tells BMCs apart: their host, and their port where it is none
+// BMCHost is what tells BMCs and plugs apart: their host, and their port where it is none
 // of the usual ones. One BMC may speak several protocols, for one node.
-func bmcHost(address string) string {
+func BMCHost(address string) string {
 	if i := strings.Index(address, "://"); i >= 0 {
 		address = address[i+3:]
 	}

@@ -2,6 +2,8 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -143,6 +145,29 @@ func (s *Secrets) Set(name string, v Secret) error {
 		return fmt.Errorf("secret %s: %w", name, err)
 	}
 	return nil
+}
+
+// Version tells one value of secrets from the next: it changes whenever one of
+// them is stored, also with the same value. It is a digest of what lies
+// encrypted and says nothing about it. A name that is empty or not stored counts
+// as such.
+func (s *Secrets) Version(names ...string) (string, error) {
+	sum := sha256.New()
+	for _, name := range names {
+		var b []byte
+		if name != "" {
+			path, err := s.path(name)
+			if err != nil {
+				return "", err
+			}
+			if b, err = os.ReadFile(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return "", fmt.Errorf("secret %s: %w", name, err)
+			}
+		}
+		part := sha256.Sum256(b)
+		sum.Write(part[:])
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8]), nil
 }
 
 // Delete removes a secret; that there is none is no error.

@@ -41,6 +41,9 @@ type Device struct {
 func (d Device) adopted() string  { return "adopted." + string(d.Node) }
 func (d Device) adopting() string { return "adopting." + string(d.Node) }
 
+// SecretName is under which name its password is kept once it is adopted.
+func (d Device) SecretName() string { return d.adopted() }
+
 // Password is what to log in with: the device's own once it is adopted, else
 // what was given.
 func (d Device) Password(ctx context.Context) (string, error) {
