@@ -117,11 +117,13 @@ func TestCanaries(t *testing.T) {
 	pdu, err = vbmc.StartPDU(vbmc.PDUConfig{Conn: udp(), Model: "apc-rpdu2", User: "smelt", Auth: canaries["v3-auth"], Priv: canaries["v3-priv"], Outlets: []vbmc.Outlet{{Name: "outlet3", Power: new(vbmc.Switch)}}})
 	at("PD3", pdu.Addr(), pdu.Close, err)
 	for kind, secret := range map[string]string{"shelly": "shelly", "tasmota": "tasmota", "homeassistant": "hass"} {
-		p, err := vbmc.StartPlug(vbmc.PlugConfig{Listener: tcp(), Kind: kind, Password: canaries[secret], Power: new(vbmc.Switch), Watts: 100})
-		at(strings.ToUpper(secret), p.Addr(), p.Close, err)
+		l := tcp()
+		p, err := vbmc.StartPlug(vbmc.PlugConfig{Listener: l, Kind: kind, Password: canaries[secret], Power: new(vbmc.Switch), Watts: 100})
+		at(strings.ToUpper(secret), l.Addr(), p.Close, err)
 	}
-	amt, err := vbmc.StartAMT(vbmc.AMTConfig{Listener: tcp(), TLS: true, Password: canaries["amt"]}, new(vbmc.Switch))
-	at("AMT", amt.Addr(), amt.Close, err)
+	l := tcp()
+	amt, err := vbmc.StartAMT(vbmc.AMTConfig{Listener: l, TLS: true, Password: canaries["amt"]}, new(vbmc.Switch))
+	at("AMT", l.Addr(), amt.Close, err)
 	h.write(h.path("site.yaml"), []byte(strings.NewReplacer(words...).Replace(canarySite)))
 	for name, value := range canaries {
 		h.write(h.path("value"), []byte(value))
