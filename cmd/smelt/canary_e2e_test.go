@@ -147,7 +147,7 @@ func TestCanaries(t *testing.T) {
 			verbs.Go(func() {
 				for _, verb := range []string{"on", "cycle", "off"} {
 					if node != "broken" || verb == "on" { // each waits for its minute
-						try("node", "power", node, verb, "--timeout", "90s")
+						try("node", "power", node, verb, "--confirm", node, "--timeout", "90s")
 					}
 				}
 			})
@@ -168,7 +168,7 @@ func TestCanaries(t *testing.T) {
 	}
 
 	for _, node := range []string{"good", "ipmi", "outlet", "outlet3", "shelly", "tasmota", "hass", "amt"} {
-		if said := seen.text("smelt node power " + node + " off --timeout 90s"); !strings.Contains(said, "confirmed") {
+		if said := seen.text("smelt node power " + node + " off --confirm " + node + " --timeout 90s"); !strings.Contains(said, "confirmed") {
 			t.Errorf("%s: its secret was hardly used: %s", node, said)
 		}
 	}
@@ -301,8 +301,10 @@ func (s *spoor) processes() {
 			continue
 		}
 		s.add("argv "+d.Name()+" "+string(line[:min(len(line), 40)]), line)
-		if strings.Contains(string(line[:min(len(line), 200)]), "smelt") {
-			if environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err == nil {
+		if strings.Contains(string(line), "smelt") && !strings.Contains(string(line), "ipmitool") {
+			environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+			again, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if err == nil && bytes.Equal(line, again) { // else it became ipmitool meanwhile
 				s.add("environ "+d.Name(), environ)
 			}
 		}

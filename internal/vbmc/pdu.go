@@ -117,6 +117,12 @@ func StartPDU(c PDUConfig) (*PDU, error) {
 		p.outlets = append(p.outlets, out)
 	}
 	communities := []string{c.Community}
+	if c.User != "" {
+		communities = []string{""} // the context of SNMPv3
+		if c.Community != "" {
+			communities = append(communities, c.Community)
+		}
+	}
 	if c.ReadOnly != "" {
 		communities = append(communities, c.ReadOnly)
 	}
@@ -125,7 +131,6 @@ func StartPDU(c PDUConfig) (*PDU, error) {
 		AuthoritativeEngineBoots: 1,
 	}
 	if c.User != "" {
-		communities = append(communities, "") // the context of SNMPv3
 		security.Users = []gosnmp.UsmSecurityParameters{{
 			UserName: c.User, AuthenticationProtocol: gosnmp.SHA256, AuthenticationPassphrase: c.Auth,
 			PrivacyProtocol: gosnmp.AES, PrivacyPassphrase: c.Priv,
