@@ -273,6 +273,13 @@ func (b *Budget) Restore(node inventory.NodeID, circuit string, w float64) {
 	b.put(node, h)
 }
 
+// Holds tells whether something is reserved for node.
+func (b *Budget) Holds(node inventory.NodeID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.holders[node] != nil
+}
+
 // Release gives back what node holds, also its place in the order after a
 // blackout. Its start slot stays taken: the start happened.
 func (b *Budget) Release(node inventory.NodeID) {

@@ -491,11 +491,10 @@ func (c *Conductor) restore(ctx context.Context) error {
 			}
 			running = sinceMove(events).mark(markRestart) != nil
 		}
-		if running {
+		if running || draws(n) {
 			c.active[n.ID] = true
 		}
-		if running || n.State == inventory.InService || n.State == inventory.ReVerifying || n.State == inventory.Leaving ||
-			n.State == inventory.NeedsWork && n.Power.On == power.On.String() {
+		if running || draws(n) {
 			c.Budget.Restore(n.ID, n.Spec.Circuit, c.watts(n))
 		}
 		c.remember(n)

@@ -263,6 +263,39 @@ func (p *plant) sheds() (out []string) {
 	return out
 }
 
+// A machine that runs and was never converted loads its breaker too: it counts
+// from when it is seen, also after a restart, until it is switched off.
+func TestFoundOn(t *testing.T) {
+	p := plantOf(t, 16, inventory.Inspected, inventory.Inspected) // 2944 W, 2 x 1000 W
+	full := func(when string) {
+		t.Helper()
+		if err := p.c.Budget.Grant("other", "pdu", 1000, p.now); !errors.Is(err, power.ErrNoRoom) {
+			t.Errorf("%s: a third machine of 1000 W is granted on 2944 W: %v", when, err)
+			p.c.Budget.Release("other")
+		}
+	}
+	full("at the start")
+	p.restart()
+	full("after a restart")
+	p.ask(0, "power", map[string]string{"verb": "off"})
+	if n := p.node(0); n.Power.On != "off" {
+		t.Fatalf("it is %s", n.Power.On)
+	}
+	if err := p.c.Budget.Grant("other", "pdu", 1000, p.now); err != nil {
+		t.Errorf("one is off: %v", err)
+	}
+	p.c.Budget.Release("other")
+	// Somebody presses its button: it is found on, and counts again.
+	p.fakes[nodeID(0)].Turn(true)
+	for range 3 {
+		p.tick(20*time.Second, honest)
+	}
+	if n := p.node(0); n.Power.On != "on" {
+		t.Fatalf("it is %s", n.Power.On)
+	}
+	full("switched on by hand")
+}
+
 // What a lying meter says causes nothing.
 func TestLyingMeters(t *testing.T) {
 	for _, tt := range []struct {

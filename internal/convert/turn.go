@@ -133,6 +133,7 @@ func (t *turn) commit() error {
 	}
 	t.boundary(t.n.ID, "after commit: "+t.String())
 	t.settled(t.n)
+	t.keepRoom()
 	t.remember(t.n)
 	t.mu.Lock()
 	t.codes.Add(t.n.ID)

@@ -15,7 +15,14 @@ import (
 // prove asks for a proof of machine i and returns what was answered.
 func (p *plant) prove(i int) store.IntentResult {
 	p.t.Helper()
-	intent := store.Intent{ID: "prove-" + p.now.String(), Node: nodeID(i), Verb: "prove", Actor: "operator:anna", At: p.now}
+	return p.ask(i, "prove", nil)
+}
+
+// ask asks for something about machine i, as the API does, and returns what was
+// answered.
+func (p *plant) ask(i int, verb string, params map[string]string) store.IntentResult {
+	p.t.Helper()
+	intent := store.Intent{ID: verb + "-" + p.now.String(), Node: nodeID(i), Verb: verb, Params: params, Actor: "operator:anna", At: p.now}
 	if err := p.st.AddIntent(p.t.Context(), intent); err != nil {
 		p.t.Fatal(err)
 	}
