@@ -34,20 +34,19 @@ func CheckCircuits(tree []Circuit) []CircuitFault {
 		at[c.Name] = i
 		feeds = feeds || c.Kind == "feed"
 	}
+	unsound := make([]bool, len(tree))
 	for i, c := range tree {
 		if key, problem, hint := rated(c); problem != "" {
+			unsound[i] = true
 			out = append(out, CircuitFault{i, key, problem, hint})
 		}
-	}
-	if len(out) > 0 {
-		return out
 	}
 	for i, c := range tree {
 		bad := func(key, hint, format string, args ...any) {
 			out = append(out, CircuitFault{i, key, fmt.Sprintf(format, args...), hint})
 		}
 		if c.Parent == "" {
-			if feeds && c.Kind != "feed" {
+			if feeds && c.Kind != "feed" && !unsound[i] {
 				bad("name", "add parent: the circuit that feeds it; its load is missing in the sums above it",
 					"%s %s has no parent, and the tree has feeds", c.Kind, c.Name)
 			}
@@ -64,6 +63,9 @@ func CheckCircuits(tree []Circuit) []CircuitFault {
 		if way := round(tree, at, i); way != "" {
 			bad("parent", "give one of them another parent, or none", "circuits feed each other: %s", way)
 			continue
+		}
+		if unsound[i] || unsound[j] {
+			continue // what it says of itself is wrong: that comes first
 		}
 		if key, problem, hint := hangs(c, tree[j]); problem != "" {
 			bad(key, hint, "%s", problem)

@@ -31,14 +31,13 @@ func (p *parser) circuits(raw []rawCircuit) []string {
 		}
 		tree[i] = c
 	}
+	for _, f := range inventory.CheckCircuits(tree) {
+		// What was said of a value already is not said twice.
+		if a := raw[f.Circuit].key(f.Key); !slices.ContainsFunc(p.errs, func(e Error) bool { return e.Path == a.path }) {
+			p.fail(a, f.Hint, "%s", f.Problem)
+		}
+	}
 	if slices.ContainsFunc(p.errs, func(e Error) bool { return strings.HasPrefix(e.Path, "circuits") }) {
-		return names
-	}
-	faults := inventory.CheckCircuits(tree)
-	for _, f := range faults {
-		p.fail(raw[f.Circuit].key(f.Key), f.Hint, "%s", f.Problem)
-	}
-	if len(faults) > 0 {
 		return names
 	}
 	for _, f := range inventory.CircuitHints(tree) {
