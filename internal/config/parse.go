@@ -394,14 +394,6 @@ func (p *parser) mac(t text, seen map[string]int) (inventory.MAC, bool) {
 	return m, true
 }
 
-// redactURL drops what stands before the host.
-func redactURL(s string) string {
-	if i := strings.LastIndex(s, "@"); i >= 0 {
-		return "..." + s[i:]
-	}
-	return s
-}
-
 func (p *parser) cluster(r *rawCluster) {
 	if r == nil {
 		return

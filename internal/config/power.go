@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"smelt/inventory"
@@ -61,6 +62,7 @@ func (p *parser) power(r rawNode, n Node, pdus []string, ways map[string][]owner
 		case "redfish", "amt":
 			p.https(w, one.Driver)
 		case "ipmi":
+			p.ipmi(w)
 			one.CipherSuite = 17 // RAKP-HMAC-SHA256; suite 0 would check no password (IPMI 2.0 table 22-20)
 			if w.CipherSuite.set() {
 				one.CipherSuite = w.CipherSuite.v
@@ -125,11 +127,49 @@ func (p *parser) https(w rawPower, driver string) {
 			address = "https://" + address
 		}
 	}
-	if u, err := url.Parse(address); w.Address.v != "" && (err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" || u.User != nil) {
+	u, err := url.Parse(address)
+	if w.Address.v != "" && (err != nil || !slices.Contains(schemes, u.Scheme) || u.Host == "" || strings.Trim(u.Path, "/") != "" || private(u)) {
 		p.fail(w.Address.at, "write https://HOST; account and password have keys of their own", "%q is no https URL of a BMC", clip(redactURL(w.Address.v)))
 	}
 	if sum, err := base64.StdEncoding.DecodeString(w.Pin.v); w.Pin.v != "" && (err != nil || len(sum) != 32) {
 		p.fail(w.Pin.at, "openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64", "pin: want a SHA-256 in base64")
+	}
+}
+
+// private tells whether u has a part that may hold a password.
+func private(u *url.URL) bool { return u.User != nil || u.RawQuery != "" || u.Fragment != "" }
+
+// redactURL is an address without what may be a password in it.
+func redactURL(s string) string {
+	u, err := url.Parse(s)
+	switch {
+	case err == nil && u.Host != "" && private(u):
+		s = u.Scheme + "://" + u.Host + u.EscapedPath()
+		if u.User != nil {
+			s = "...@" + u.Host
+		}
+		if u.RawQuery != "" || u.Fragment != "" {
+			s += "?..."
+		}
+	case strings.ContainsAny(s, "@?#"):
+		s = "..."
+	}
+	return s
+}
+
+// ipmi checks what becomes the command line of ipmitool, which everybody on
+// this machine can read.
+func (p *parser) ipmi(w rawPower) {
+	host, port, err := net.SplitHostPort(w.Address.v)
+	if err != nil {
+		host, port = w.Address.v, "623"
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if w.Address.v != "" && (err != nil || n == 0 || host == "" || strings.ContainsAny(host, "/@ ") || strings.HasPrefix(host, "-")) {
+		p.fail(w.Address.at, "write HOST or HOST:PORT; account and password have keys of their own", "%q is no address of a BMC", clip(redactURL(w.Address.v)))
+	}
+	if u := w.User.v; len(u) > 16 || strings.ContainsFunc(u, func(r rune) bool { return r < ' ' || r > '~' }) { // IPMI 2.0, section 22.28
+		p.fail(w.User.at, "name another account of the BMC, or use redfish", "user %q: IPMI takes up to 16 printable bytes", clip(u))
 	}
 }
 
@@ -139,7 +179,7 @@ var entityName = regexp.MustCompile(`^[a-z0-9_]+\.[a-z0-9_]+$`)
 // plug checks a plug and returns its channel.
 func (p *parser) plug(w rawPower) int {
 	u, err := url.Parse(w.Address.v)
-	if w.Address.v != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
+	if w.Address.v != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || private(u)) {
 		p.fail(w.Address.at, "write http://HOST; account and password have keys of their own", "%q is no URL of a plug", clip(redactURL(w.Address.v)))
 	}
 	first := 0

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"smelt/power"
@@ -203,7 +204,9 @@ func hostPort(s, port string) (string, string, error) {
 		s, port = h, p
 	}
 	s = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")
-	if s == "" || port == "" || strings.ContainsAny(s, "/@ ") || strings.HasPrefix(s, "-") {
+	// Both become arguments of ipmitool: "admin:PASSWORD@HOST" must not.
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || s == "" || strings.ContainsAny(s, "/@ ") || strings.HasPrefix(s, "-") {
 		return "", "", errors.New("want HOST or HOST:PORT")
 	}
 	return s, port, nil
