@@ -98,12 +98,13 @@ func (o *options) showReport(c *cobra.Command, r burnin.Report) error {
 		if r.Verdict.Simulated {
 			note = " SIMULATED"
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%s%s  %s  %s, profile %s\n", r.Verdict.Answer, note, r.ID, r.Node, r.Profile.Name)
+		out := c.OutOrStdout()
+		fmt.Fprintln(out, plain(fmt.Sprintf("%s%s  %s  %s, profile %s", r.Verdict.Answer, note, r.ID, r.Node, r.Profile.Name)))
 		for _, x := range r.Verdict.Reasons {
-			fmt.Fprintf(c.OutOrStdout(), "  %s\n", x)
+			fmt.Fprintln(out, "  "+plain(x))
 		}
 		for _, x := range r.Verdict.Repairs {
-			fmt.Fprintf(c.OutOrStdout(), "  %s %s at %s: %s\n", x.Verb, x.What, x.Where, x.Why)
+			fmt.Fprintln(out, plain(fmt.Sprintf("  %s %s at %s: %s", x.Verb, x.What, x.Where, x.Why)))
 		}
 	}
 	return o.show(c, l)

@@ -42,12 +42,16 @@ func run(ctx context.Context, args []string, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
+	complain(stderr, err)
+	return exitCode(ctx, err)
+}
+
+func complain(stderr io.Writer, err error) {
 	if msg := err.Error(); msg != "" {
-		for line := range strings.Lines(msg) {
+		for line := range strings.Lines(plain(msg)) {
 			fmt.Fprintf(stderr, "smelt: %s\n", strings.TrimRight(line, "\n"))
 		}
 	}
-	return exitCode(ctx, err)
 }
 
 // Exit codes: a contract that scripts branch on.

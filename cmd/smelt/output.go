@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
@@ -37,16 +38,19 @@ func (o *options) show(c *cobra.Command, l listing) error {
 	out := c.OutOrStdout()
 	switch o.output {
 	case "json":
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(l.doc)
+		b, err := json.MarshalIndent(l.doc, "", "  ")
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(out, "%s\n", escaped(b))
+		return err
 	case "yaml":
 		b, err := json.Marshal(l.doc)
 		if err != nil {
 			return err
 		}
 		var v any
-		if err := yaml.Unmarshal(b, &v); err != nil { // JSON is YAML
+		if err := yaml.Unmarshal(escaped(b), &v); err != nil { // JSON is YAML
 			return err
 		}
 		enc := yaml.NewEncoder(out)
@@ -55,7 +59,7 @@ func (o *options) show(c *cobra.Command, l listing) error {
 		return enc.Encode(v)
 	case "name":
 		for _, r := range l.rows {
-			fmt.Fprintln(out, r[0])
+			fmt.Fprintln(out, plain(r[0]))
 		}
 		return nil
 	case "csv":
@@ -63,7 +67,17 @@ func (o *options) show(c *cobra.Command, l listing) error {
 		if err := w.Write(l.cols); err != nil {
 			return err
 		}
-		return w.WriteAll(l.rows)
+		for _, r := range l.rows {
+			cells := make([]string, len(r))
+			for i, cell := range r {
+				cells[i] = plain(cell)
+			}
+			if err := w.Write(cells); err != nil {
+				return err
+			}
+		}
+		w.Flush()
+		return w.Error()
 	}
 	n := len(l.cols)
 	if o.output == "table" {
@@ -72,11 +86,36 @@ func (o *options) show(c *cobra.Command, l listing) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, strings.ToUpper(strings.Join(l.cols[:n], "\t")))
 	for _, r := range l.rows {
-		// What machines and people wrote must not move the cursor.
 		line := strings.Join(r[:n], "\t")
 		fmt.Fprintln(w, strings.TrimRight(strings.Map(printable, line), "\t"))
 	}
 	return w.Flush()
+}
+
+// plain is text for a terminal: what machines and people wrote must not move
+// the cursor, or worse.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' {
+			return r
+		}
+		return printable(r)
+	}, s)
+}
+
+// escaped is JSON without the control characters that it may hold as they are
+// (RFC 8259, section 7, names those below 20h): terminals act on the others
+// too, and YAML takes none.
+func escaped(b []byte) []byte {
+	var out []byte
+	for _, r := range string(b) {
+		if r >= 0x7f && r < 0xa0 {
+			out = fmt.Appendf(out, `\u%04x`, r)
+			continue
+		}
+		out = utf8.AppendRune(out, r)
+	}
+	return out
 }
 
 func printable(r rune) rune {

@@ -241,7 +241,7 @@ check that runs begins again; allow some minutes for each node (--timeout).`,
 						return c.Context().Err()
 					}
 					if err.Error() != "" {
-						fmt.Fprintf(c.ErrOrStderr(), "smelt: %s: %v\n", node, err)
+						complain(c.ErrOrStderr(), fmt.Errorf("%s: %w", node, err))
 					}
 					failed = append(failed, err)
 				}

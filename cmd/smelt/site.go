@@ -230,7 +230,7 @@ func newSiteResume(o *options) *cobra.Command {
 // say tells the user on stderr that something is done.
 func say(c *cobra.Command, err error, format string, args ...any) error {
 	if err == nil {
-		fmt.Fprintf(c.ErrOrStderr(), format+"\n", args...)
+		fmt.Fprintln(c.ErrOrStderr(), plain(fmt.Sprintf(format, args...)))
 	}
 	return err
 }

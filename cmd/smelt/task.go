@@ -67,7 +67,7 @@ func newTaskShow(o *options) *cobra.Command {
 				if o.output != "table" && o.output != "wide" {
 					return o.show(c, taskListing(map[string]any{"apiVersion": api.Version, "kind": "Task", "task": t}, []inventory.Task{t}))
 				}
-				fmt.Fprintf(c.OutOrStdout(), "%s\nwhy    %s\nhow    %s\nproof  %s\nopen   %v\n", t, t.Why, dash(t.How), t.Proof, t.Open())
+				fmt.Fprintln(c.OutOrStdout(), plain(fmt.Sprintf("%s\nwhy    %s\nhow    %s\nproof  %s\nopen   %v", t, t.Why, dash(t.How), t.Proof, t.Open())))
 				return nil
 			})
 		},
