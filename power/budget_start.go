@@ -63,7 +63,7 @@ func (d *dark) String() string {
 
 // A waiting machine ran before the blackout.
 type waiting struct {
-	node   inventory.NodeID
+	Load
 	turn   time.Time // since when it is the first; zero: it is not
 	passed bool      // it did not come when it was its turn, or had no room: it keeps nobody waiting
 }
@@ -78,18 +78,39 @@ var precedence = map[string]int{WorkService: 0, WorkConvert: 1, WorkBurnIn: 1, W
 func (b *Budget) Blackout(now time.Time, was []Load) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	was = slices.Clone(was)
-	slices.SortStableFunc(was, func(x, y Load) int {
-		return cmp.Or(cmp.Compare(precedence[x.Work], precedence[y.Work]), x.Since.Compare(y.Since), strings.Compare(string(x.Node), string(y.Node)))
-	})
 	b.dark = &dark{began: now, queue: map[*level][]*waiting{}, last: map[*level]time.Time{}}
+	b.wait(was)
+}
+
+// Lost adds machines to the blackout that were seen to be without power later
+// than others: they come when they would have come. At now, after a blackout
+// that nobody was waited for any more, the order begins again with them.
+func (b *Budget) Lost(now time.Time, was []Load) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.dark == nil {
+		b.dark = &dark{began: now, released: now, queue: map[*level][]*waiting{}, last: map[*level]time.Time{}}
+	}
+	b.wait(was)
+}
+
+// wait puts machines in the order of the blackout.
+func (b *Budget) wait(was []Load) {
 	for _, l := range was {
 		var low *level
 		if h := b.holders[l.Node]; h != nil {
 			low = h.low
 		}
 		p := low.paced()
-		b.dark.queue[p] = append(b.dark.queue[p], &waiting{node: l.Node})
+		q := b.dark.queue[p]
+		if !slices.ContainsFunc(q, func(w *waiting) bool { return w.Node == l.Node }) {
+			b.dark.queue[p] = append(q, &waiting{Load: l})
+		}
+	}
+	for _, q := range b.dark.queue {
+		slices.SortStableFunc(q, func(x, y *waiting) int {
+			return cmp.Or(cmp.Compare(precedence[x.Work], precedence[y.Work]), x.Since.Compare(y.Since), strings.Compare(string(x.Node), string(y.Node)))
+		})
 	}
 }
 
@@ -118,7 +139,7 @@ func (b *Budget) Waiting() []inventory.NodeID {
 	panels := append(slices.Clone(b.levels), nil)
 	for _, p := range panels {
 		for _, w := range b.dark.queue[p] {
-			out = append(out, w.node)
+			out = append(out, w.Node)
 		}
 	}
 	return out
@@ -148,7 +169,7 @@ func (b *Budget) turn(node inventory.NodeID, low *level, now time.Time) error {
 	}
 	for _, w := range d.queue[p] {
 		switch {
-		case w.node == node:
+		case w.Node == node:
 			w.passed = false
 			return nil
 		case w.passed:
@@ -157,7 +178,7 @@ func (b *Budget) turn(node inventory.NodeID, low *level, now time.Time) error {
 			w.turn = now
 		}
 		if now.Sub(w.turn) < b.rules.PanelWindow {
-			return fmt.Errorf("%w: after a blackout it is the turn of %s on %s", ErrNoRoom, w.node, where)
+			return fmt.Errorf("%w: after a blackout it is the turn of %s on %s", ErrNoRoom, w.Node, where)
 		}
 		w.passed = true
 	}
@@ -171,7 +192,7 @@ func (b *Budget) passOver(node inventory.NodeID) {
 	}
 	for _, q := range b.dark.queue {
 		for _, w := range q {
-			if w.node == node {
+			if w.Node == node {
 				w.passed = true
 			}
 		}
@@ -183,7 +204,7 @@ func (b *Budget) leaveQueue(node inventory.NodeID) {
 		return
 	}
 	for p, q := range b.dark.queue {
-		b.dark.queue[p] = slices.DeleteFunc(q, func(w *waiting) bool { return w.node == node })
+		b.dark.queue[p] = slices.DeleteFunc(q, func(w *waiting) bool { return w.Node == node })
 	}
 }
 

@@ -32,14 +32,26 @@ func (c *Conductor) seeBlackout(ctx context.Context) error {
 			on = append(on, m)
 		}
 	}
-	h := c.SitePower()
-	if h.Blackout != nil {
+	if b := c.SitePower().Blackout; b != nil {
+		again := slices.DeleteFunc(slices.Clone(lost), func(m machine) bool { return !lostAgain(b, m) })
+		if why := c.darkness(again, on); why != "" {
+			return c.blackout(ctx, system, why, append(again, c.awaited(b)...))
+		}
 		return c.recover(ctx, lost)
 	}
 	if why := c.darkness(lost, on); why != "" {
 		return c.blackout(ctx, system, why, lost)
 	}
 	return nil
+}
+
+// lostAgain tells whether a machine lost its power on the way back from b: it was
+// on again, or had not lost it when that was long over.
+func lostAgain(b *inventory.Blackout, m machine) bool {
+	if b.Released.IsZero() || !m.onAt.After(b.Released) {
+		return false
+	}
+	return slices.Contains(b.Back, m.id) || !slices.Contains(b.Lost, m.id) && m.onAt.Sub(b.Released) > blackoutWithin
 }
 
 // darkness says what lost its power, or "". One breaker may feed few machines,
@@ -128,16 +140,24 @@ func (c *Conductor) believedOn() []machine {
 	return slices.DeleteFunc(c.machines(), func(m machine) bool { return m.on != power.On.String() && !m.lost })
 }
 
-// wereOn are the machines that are still to come back.
-func (c *Conductor) wereOn(b *inventory.Blackout) (out []power.Load) {
+// awaited are the machines that are still to come back.
+func (c *Conductor) awaited(b *inventory.Blackout) (out []machine) {
 	for _, id := range b.Lost {
 		if m := c.machine(id); m.id != "" && b.Waits(id) {
-			l := m.load()
-			if l.Work == "" {
-				l.Work = power.WorkIdle
-			}
-			out = append(out, l)
+			out = append(out, m)
 		}
+	}
+	return out
+}
+
+// wereOn is the same in the words of the budget.
+func (c *Conductor) wereOn(b *inventory.Blackout) (out []power.Load) {
+	for _, m := range c.awaited(b) {
+		l := m.load()
+		if l.Work == "" {
+			l.Work = power.WorkIdle
+		}
+		out = append(out, l)
 	}
 	return out
 }
@@ -195,6 +215,9 @@ func (c *Conductor) recover(ctx context.Context, lost []machine) error {
 			return err
 		}
 		b = c.SitePower().Blackout
+		if len(late) > 0 {
+			c.Budget.Lost(c.Now(), c.wereOn(b))
+		}
 	}
 	if !released {
 		return nil

@@ -555,6 +555,93 @@ func TestBlackout(t *testing.T) {
 	}
 }
 
+// Who is seen to be dark only after the blackout was noticed has a place in the
+// order all the same: in a hall of hundreds that is most of them.
+func TestBlackoutSeenBitByBit(t *testing.T) {
+	p := plantOf(t, 100, inventory.BurningIn, inventory.BurningIn, inventory.BurningIn, inventory.InService, inventory.InService)
+	for range 3 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	off := func(nodes ...int) {
+		for _, i := range nodes {
+			p.fakes[nodeID(i)].Turn(false)
+		}
+		for range 3 {
+			p.tick(5*time.Second, honest)
+			p.steps()
+		}
+	}
+	off(0, 1, 2)
+	if b := p.c.SitePower().Blackout; b == nil || len(b.Lost) != 3 {
+		t.Fatalf("the blackout is %+v", b)
+	}
+	off(3)
+	if got := fmt.Sprint(p.c.Budget.Waiting()); got != "[rig-03 rig-00 rig-01 rig-02]" {
+		t.Errorf("they wait in the order %s", got)
+	}
+	if err := p.order("release", nil); err != nil {
+		t.Fatal(err)
+	}
+	off(4) // and after the release
+	if got := fmt.Sprint(p.c.Budget.Waiting()); !strings.Contains(got, "rig-04") && p.node(4).Power.On != "on" {
+		t.Errorf("the last one is %s, and they wait in the order %s", p.node(4).Power.On, got)
+	}
+}
+
+// What trips a breaker once trips it again when all start: power that is lost
+// again on the way back is another blackout, which a person releases.
+func TestBlackoutAgain(t *testing.T) {
+	p := plantOf(t, 100, inventory.InService, inventory.InService, inventory.InService, inventory.InService)
+	for range 3 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	turn := func(nodes ...int) {
+		for _, i := range nodes {
+			p.fakes[nodeID(i)].Turn(false)
+		}
+		for range 3 {
+			p.tick(20*time.Second, honest)
+		}
+	}
+	turn(0, 1, 2, 3)
+	first := p.c.SitePower().Blackout
+	if first == nil {
+		t.Fatal("no blackout")
+	}
+	if err := p.order("release", nil); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := p.c.Step(t.Context(), nodeID(i)); err != nil {
+			t.Fatal(err)
+		}
+		p.c.Jobs()
+		if err := p.c.Step(t.Context(), nodeID(i)); err != nil {
+			t.Fatal(err)
+		}
+		p.tick(5*time.Second, honest)
+	}
+	if b := p.c.SitePower().Blackout; b == nil || len(b.Back) != 3 {
+		t.Fatalf("on the way back it is %+v", b)
+	}
+	turn(0, 1, 2)
+	b := p.c.SitePower().Blackout
+	if b == nil || !b.Released.IsZero() || !b.At.After(first.At) || len(b.Lost) != 4 {
+		t.Errorf("after the second time it is %+v", b)
+	}
+	for range 30 {
+		p.tick(time.Minute, honest)
+		p.steps()
+	}
+	for i := range 3 {
+		if calls := strings.Join(p.fakes[nodeID(i)].Calls(), " "); strings.Count(calls, "set on") > 1 {
+			t.Errorf("%s was started again without release: %s", nodeID(i), calls)
+		}
+	}
+}
+
 // One machine that goes off is no blackout; a whole circuit is.
 func TestDarkness(t *testing.T) {
 	p := plantOf(t, 100, inventory.InService, inventory.InService, inventory.InService, inventory.InService, inventory.InService)
