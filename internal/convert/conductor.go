@@ -75,6 +75,7 @@ type Conductor struct {
 	fleet    map[inventory.NodeID]machine    // every node, as its power needs to be known
 	gauges   map[inventory.NodeID]*gauge     // what is measured
 	found    map[inventory.NodeID]foundState // power states that are not events yet
+	granted  map[inventory.NodeID]time.Time  // power for a restart that did not begin yet
 	called   map[inventory.NodeID]string     // what was shut down and may come back: why
 	taken    map[takenStep]bool
 	toppedUp time.Time                 // a curtailment took more than it had planned
@@ -133,6 +134,7 @@ func New(c Config) (*Conductor, error) {
 		fleet:   map[inventory.NodeID]machine{},
 		gauges:  map[inventory.NodeID]*gauge{},
 		found:   map[inventory.NodeID]foundState{},
+		granted: map[inventory.NodeID]time.Time{},
 		called:  map[inventory.NodeID]string{},
 		taken:   map[takenStep]bool{},
 		proofs:  map[inventory.NodeID]bool{},

@@ -105,8 +105,10 @@ func (p *plant) put(i int, spec inventory.Spec, to inventory.State) {
 		plan := inventory.Plan{Run: "r" + string(id), Hardware: digest, Image: image, ImageName: "ai-node", Profile: "sim", Root: inventory.RootRAM}
 		plan = plan.Seal()
 		events = append(events, inventory.Event{Kind: inventory.KindMoved, To: inventory.Approved, Plan: &plan, Reason: "test"},
-			inventory.Event{Kind: inventory.KindMoved, To: inventory.Starting, Reason: "test"},
-			inventory.Event{Kind: inventory.KindMoved, To: inventory.BurningIn, Image: image, Reason: "test"})
+			inventory.Event{Kind: inventory.KindMoved, To: inventory.Starting, Reason: "test"})
+	}
+	if to == inventory.BurningIn || to == inventory.InService {
+		events = append(events, inventory.Event{Kind: inventory.KindMoved, To: inventory.BurningIn, Image: image, Reason: "test"})
 	}
 	if to == inventory.InService {
 		events = append(events, inventory.Event{Kind: inventory.KindReport, Report: "rep", Passed: &inventory.Passed{Report: "rep", Hardware: digest, Image: image, Profile: "sim", At: noon}},
@@ -360,6 +362,41 @@ func TestHold(t *testing.T) {
 	}
 	if err := p.c.Budget.Grant(nodeID(1), "pdu", 100, p.now); err != nil {
 		t.Error(err)
+	}
+}
+
+// A restart that was decided before the hold does not go on behind it: not after
+// a failure, and not in the next process.
+func TestHoldStopsARestart(t *testing.T) {
+	p := plantOf(t, 100, inventory.Starting)
+	p.fakes[nodeID(0)].SetScript(powertest.Script{Ignore: true})
+	p.steps() // told once to switch off
+	if err := p.order("hold", map[string]string{"reason": "people at the busbar"}); err != nil {
+		t.Fatal(err)
+	}
+	p.fakes[nodeID(0)].SetScript(powertest.Script{})
+	try := func() (sets int) {
+		for range 3 {
+			p.now = p.now.Add(time.Minute)
+			p.steps()
+		}
+		return strings.Count(strings.Join(p.fakes[nodeID(0)].Calls(), " "), "set ") - 1
+	}
+	if sets := try(); sets > 0 {
+		t.Errorf("it was switched %d times while the site is held", sets)
+	}
+	p.restart()
+	if sets := try(); sets > 0 {
+		t.Errorf("it was switched %d times by the next process while the site is held", sets)
+	}
+	if n := p.node(0); !strings.Contains(n.Note, "busbar") {
+		t.Errorf("its note is %q", n.Note)
+	}
+	if err := p.order("resume", nil); err != nil {
+		t.Fatal(err)
+	}
+	if sets := try(); sets != 2 {
+		t.Errorf("it was switched %d times after the hold, want off and on", sets)
 	}
 }
 

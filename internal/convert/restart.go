@@ -112,18 +112,8 @@ func (t *turn) restartSince(h history, dev power.Device, why string) (bool, erro
 		}
 		return true, nil
 	}
-	decided := h.mark(markRestart)
-	if decided == nil {
-		if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
-			t.note("waits for power: %v", err)
-			t.again(max(t.Site.SlotWindow, time.Second))
-			return false, nil
-		}
-		t.setMark(markRestart, why, map[string]string{"device": dev.String()})
-		return false, nil
-	}
-	v := t.Power[t.n.ID]
-	if v == nil {
+	v, decided := t.Power[t.n.ID], h.mark(markRestart)
+	if decided != nil && v == nil {
 		return false, t.byHand(h, decided.At, dev)
 	}
 	if failed := h.mark(markFailed); failed != nil {
@@ -137,15 +127,41 @@ func (t *turn) restartSince(h history, dev power.Device, why string) (bool, erro
 	if t.busy() {
 		return false, nil
 	}
+	if decided == nil || !t.mayStart() {
+		// Each try asks anew: since the decision the site may be held, or dark.
+		if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
+			t.note("waits for power: %v", err)
+			t.again(max(t.Site.SlotWindow, time.Second))
+			return false, nil
+		}
+		t.mu.Lock()
+		t.granted[t.n.ID] = t.at
+		t.mu.Unlock()
+	}
+	if decided == nil {
+		t.setMark(markRestart, why, map[string]string{"device": dev.String()})
+		return false, nil
+	}
 	t.note("%s restarts it: %s", v, why)
 	since := t.n.Since
 	t.start("restart", func(ctx context.Context) func(*turn) error {
+		t.mu.Lock()
+		delete(t.granted, t.n.ID)
+		t.mu.Unlock()
 		t.boundary(t.n.ID, "before cycle: "+why)
 		ev, err := v.Cycle(ctx, dev)
 		t.boundary(t.n.ID, "after cycle: "+why)
 		return func(t *turn) error { return t.restarted(since, dev, ev, err) }
 	})
 	return false, nil
+}
+
+// mayStart tells whether power was granted for a restart that is about to begin.
+func (t *turn) mayStart() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	at, ok := t.granted[t.n.ID]
+	return ok && t.at.Sub(at) < restartPause
 }
 
 // restarted takes in what a cycle came to.
