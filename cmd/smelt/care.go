@@ -49,7 +49,7 @@ func device(n config.Node, secrets *config.Secrets, sessions string) (care.Devic
 
 func deviceOf(n config.Node, p config.Power, secrets *config.Secrets, sessions string) care.Device {
 	return care.Device{
-		Node: n.Name, User: p.User, Given: reveal(secrets, p.Password), Vault: vault{secrets},
+		Node: n.Name, Kept: p.Kept, User: p.User, Given: reveal(secrets, p.Password), Vault: vault{secrets},
 		With: func(user, password string) (power.Controller, error) {
 			return bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: user, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System, Sessions: sessions,
 				Password: func(context.Context) (string, error) { return password, nil }})

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"smelt/internal/config"
@@ -107,13 +108,16 @@ func loginOf(n config.Node, p config.Power, secrets *config.Secrets, gates *powe
 	var names []string
 	switch p.Driver {
 	case "ipmi", "redfish":
-		names = []string{care.Device{Node: n.Name}.SecretName(), string(p.Password)}
+		names = []string{care.Device{Node: n.Name, Kept: p.Kept}.SecretName(), string(p.Password)}
 	case "amt", "plug":
 		names = []string{string(p.Password), string(p.Token)}
 	default:
 		return nil
 	}
-	return gates.At(config.BMCHost(p.Address)).Login(p.Driver+" "+p.User, func(context.Context) (string, error) { return secrets.Version(names...) })
+	// The name of the secret tells logins of one account apart: that one is taken
+	// does not mean that another may be tried again.
+	who := strings.Join([]string{p.Driver, p.User, string(p.Password), string(p.Token)}, " ")
+	return gates.At(config.BMCHost(p.Address)).Login(who, func(context.Context) (string, error) { return secrets.Version(names...) })
 }
 
 // How long a state may take that is confirmed in a roundabout way.

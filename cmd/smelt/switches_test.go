@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"smelt/internal/config"
@@ -77,6 +79,83 @@ func TestRefusedOnceForEver(t *testing.T) {
 	store("s3cret-pass") // while the server runs
 	if s, err := v.State(t.Context()); err != nil || s != power.Off {
 		t.Errorf("the right one: %s, %v", s, err)
+	}
+}
+
+// Two nodes of one BMC log in by one account. Giving it a new password through
+// one of them leaves the other without a refused login, while both are read all
+// the time; and what was refused is not tried again by adopting.
+func TestAdoptSharedBMC(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var one, two vbmc.Switch
+	b, err := vbmc.StartRedfish(vbmc.RedfishConfig{Listener: l, Password: "s3cret-pass", Others: []vbmc.RedfishSystem{{ID: "2", Power: &two}}}, &one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	site := &config.Site{State: t.TempDir()}
+	for i, n := range []inventory.NodeID{"srv-01", "srv-02"} {
+		way := config.Power{Driver: "redfish", Address: "https://" + b.Addr().String(), User: "admin", Password: "bmc", Pin: b.Pin(), System: strconv.Itoa(i + 1), Kept: "srv-01"}
+		// A chain: the gate of the BMC is that of a link.
+		site.Nodes = append(site.Nodes, config.Node{Spec: inventory.Spec{Name: n}, Power: []config.Power{way, {Driver: "manual"}}})
+	}
+	secrets, err := config.OpenSecrets(site.State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := secrets.Set("bmc", config.NewSecret([]byte("wrong"))); err != nil {
+		t.Fatal(err)
+	}
+	switches, cares := switchesOf(t, site, secrets), devices(site, secrets)
+	adopt := func(n inventory.NodeID) error {
+		return switches[n].Alone(t.Context(), func(ctx context.Context, try power.Try) error {
+			d := cares[n]
+			d.Try = try
+			_, err := d.Adopt(ctx)
+			return err
+		})
+	}
+	for range 3 {
+		if err := adopt("srv-02"); !errors.Is(err, power.ErrAuth) {
+			t.Errorf("adopted with a wrong password: %v", err)
+		}
+		if _, err := switches["srv-01"].State(t.Context()); err == nil {
+			t.Error("read with a wrong password")
+		}
+	}
+	if n := b.Stats().FailedLogins; n != 1 {
+		t.Errorf("%d failed logins by a wrong password, want 1", n)
+	}
+	if err := secrets.Set("bmc", config.NewSecret([]byte("s3cret-pass"))); err != nil {
+		t.Fatal(err)
+	}
+	stop, read := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(read)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = switches["srv-01"].State(t.Context())
+			}
+		}
+	}()
+	if err := adopt("srv-02"); err != nil {
+		t.Errorf("adopt: %v", err)
+	}
+	close(stop)
+	<-read
+	for n, v := range switches {
+		if s, err := v.State(t.Context()); err != nil || s != power.Off {
+			t.Errorf("%s afterwards: %s, %v", n, s, err)
+		}
+	}
+	if n := b.Stats().FailedLogins; n != 1 {
+		t.Errorf("%d failed logins in the end, want the 1 of before", n)
 	}
 }
 

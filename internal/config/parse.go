@@ -379,6 +379,7 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 		n.Power = p.power(r, n, pdus, ways)
 		p.site.Nodes = append(p.site.Nodes, n)
 	}
+	shareAccounts(p.site.Nodes)
 }
 
 func (p *parser) mac(t text, seen map[string]int) (inventory.MAC, bool) {

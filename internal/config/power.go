@@ -265,6 +265,27 @@ func (p *parser) owns(node inventory.NodeID, w rawPower, one Power, ways map[str
 	}
 }
 
+// shareAccounts finds nodes that log in to one BMC by one account: when it gets
+// another password, they all do.
+func shareAccounts(nodes []Node) {
+	first := map[string]inventory.NodeID{}
+	each := func(do func(account string, n Node, p *Power)) {
+		for _, n := range nodes {
+			for i := range n.Power {
+				if p := &n.Power[i]; p.Driver == "redfish" || p.Driver == "ipmi" {
+					do(p.User+" at "+BMCHost(p.Address), n, p)
+				}
+			}
+		}
+	}
+	each(func(account string, n Node, _ *Power) {
+		if was, ok := first[account]; !ok || n.Name < was {
+			first[account] = n.Name
+		}
+	})
+	each(func(account string, _ Node, p *Power) { p.Kept = first[account] })
+}
+
 // BMCHost is what tells BMCs and plugs apart: their host, and their port where it is none
 // of the usual ones. One BMC may speak several protocols, for one node.
 func BMCHost(address string) string {

@@ -169,6 +169,9 @@ type Power struct {
 	Entity      string    // plug: homeassistant
 	Meter       string    // plug: homeassistant; "" without
 	Network     string    // wol
+	// Kept is under which node's name the password of an account is kept once the
+	// BMC is adopted: the first by name of the nodes that log in by it.
+	Kept inventory.NodeID // redfish, ipmi
 }
 
 // An Outlet is one outlet of a PDU, counted from 1.

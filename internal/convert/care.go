@@ -90,7 +90,7 @@ func (t *turn) bmcAdopt(i store.Intent) (bool, error) {
 	if v == nil || !ok {
 		return false, errors.New("it has no BMC that can be adopted: site.yaml gives it no driver redfish or ipmi")
 	}
-	adopt := d.Adopt
+	adopt := care.Device.Adopt
 	if vendor := i.Params["vendor"]; vendor != "" {
 		known, err := care.DefaultOf(vendor)
 		if err != nil {
@@ -117,7 +117,7 @@ func (t *turn) bmcAdopt(i store.Intent) (bool, error) {
 		} else if !t.asks(i) {
 			return false, errors.New("the server ended while a maker's credential was tried; look first: smelt bmc audit " + string(t.n.ID))
 		}
-		adopt = func(ctx context.Context) (care.Adoption, error) { return d.TryDefault(ctx, known) }
+		adopt = func(d care.Device, ctx context.Context) (care.Adoption, error) { return d.TryDefault(ctx, known) }
 	}
 	if t.busy() {
 		return false, nil
@@ -125,8 +125,9 @@ func (t *turn) bmcAdopt(i store.Intent) (bool, error) {
 	actor := i.Actor
 	t.start("adopt its BMC", func(ctx context.Context) func(*turn) error {
 		var a care.Adoption
-		err := v.Alone(ctx, func(ctx context.Context, _ power.Controller) (err error) {
-			a, err = adopt(ctx)
+		err := v.Alone(ctx, func(ctx context.Context, try power.Try) (err error) {
+			d.Try = try
+			a, err = adopt(d, ctx)
 			return err
 		})
 		return func(t *turn) error {

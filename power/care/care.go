@@ -5,6 +5,7 @@
 package care
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -34,12 +35,20 @@ type Device struct {
 	// With makes a controller of the device that logs in with another
 	// credential.
 	With func(user, password string) (power.Controller, error)
+	// Try guards the credential that is in use: one that was refused before is
+	// not tried again. nil: it is.
+	Try power.Try
+	// Kept is the node under whose name the password is kept, where several have
+	// one BMC and log in by one account; empty: Node.
+	Kept inventory.NodeID
 }
 
 // The names in the vault. A password is written under the second name before
 // the device hears it, and moves to the first once it is proven.
-func (d Device) adopted() string  { return "adopted." + string(d.Node) }
-func (d Device) adopting() string { return "adopting." + string(d.Node) }
+func (d Device) adopted() string  { return "adopted." + d.kept() }
+func (d Device) adopting() string { return "adopting." + d.kept() }
+
+func (d Device) kept() string { return string(cmp.Or(d.Kept, d.Node)) }
 
 // SecretName is under which name its password is kept once it is adopted.
 func (d Device) SecretName() string { return d.adopted() }
@@ -105,7 +114,16 @@ func (d Device) Adopt(ctx context.Context) (Adoption, error) {
 		return fail(fmt.Errorf("accounts of %s: %w", c, power.ErrUnsupported))
 	}
 	// The credential is tried once, by reading, before anything is made.
-	if out.Audit, err = keeper.Audit(ctx); err != nil {
+	look := func(ctx context.Context) (err error) {
+		out.Audit, err = keeper.Audit(ctx)
+		return err
+	}
+	if d.Try == nil {
+		err = look(ctx)
+	} else {
+		err = d.Try(ctx, look)
+	}
+	if err != nil {
 		return fail(fmt.Errorf("with the credential it has now: %w", err))
 	}
 	if next == "" {
@@ -191,6 +209,7 @@ func (d Device) TryDefault(ctx context.Context, c Default) (Adoption, error) {
 		return Adoption{}, fmt.Errorf("default credential of %s: its account is %s, and site.yaml says %s for %s: correct user, the password stays with the account", c.Vendor, c.User, d.User, d.Node)
 	}
 	d.Given = func(context.Context) (string, error) { return c.Password, nil }
+	d.Try = nil // it is not the one in use
 	return d.Adopt(ctx)
 }
 
