@@ -24,7 +24,8 @@ import (
 	"smelt/power/wol"
 )
 
-// bmcJournal is where it is remembered what BMCs must be freed of after a crash.
+// bmcJournal is where it is remembered what BMCs must be freed of after a crash,
+// and which keys were trusted first.
 func bmcJournal(site *config.Site) string { return filepath.Join(site.State, "bmc") }
 
 // ears hear of machines for the controllers that cannot read them. It is the
@@ -170,7 +171,7 @@ func controller(site *config.Site, n config.Node, p config.Power, units map[stri
 		c, err = bmc.New(bmc.Config{Kind: p.Driver, Address: p.Address, User: p.User, CipherSuite: p.CipherSuite, Pin: p.Pin, SystemID: p.System,
 			Password: deviceOf(n, p, secrets, bmcJournal(site)).Password, Sessions: bmcJournal(site)})
 	case "amt":
-		c, err = amt.New(amt.Config{Address: p.Address, User: p.User, Pin: p.Pin, Password: reveal(secrets, p.Password)})
+		c, err = amt.New(amt.Config{Address: p.Address, User: p.User, Pin: p.Pin, Keys: bmcJournal(site), Password: reveal(secrets, p.Password)})
 	case "pdu":
 		proves = power.Supply
 		outlets := make([]pdu.Outlet, 0, len(p.Outlets))

@@ -9,9 +9,7 @@ package amt
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +18,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"smelt/power"
@@ -33,17 +30,17 @@ type Config struct {
 	User     string // admin, mostly
 	Password func(context.Context) (string, error)
 	// Pin is the SHA-256 of its public key, base64 (RFC 7469 section 2.4). When
-	// empty, the key of the first connection is trusted.
-	Pin string
+	// empty, the key of the first connection is trusted, and kept in the folder
+	// Keys, without which it is forgotten with the Controller.
+	Pin  string
+	Keys string
 }
 
 // Controller is a power.Controller.
 type Controller struct {
-	cfg  Config
-	base string // scheme://host:port
-
-	mu  sync.Mutex
-	pin string
+	cfg   Config
+	base  string // scheme://host:port
+	trust *power.Trust
 }
 
 // New checks c. It does not talk to the machine.
@@ -67,35 +64,24 @@ func New(c Config) (*Controller, error) {
 	if c.User == "" || c.Password == nil {
 		return fail("it needs a user and a password")
 	}
-	if sum, err := base64.StdEncoding.DecodeString(c.Pin); err != nil || c.Pin != "" && len(sum) != sha256.Size {
-		return fail("pin %q: want the base64 of 32 bytes", c.Pin)
+	at := net.JoinHostPort(u.Hostname(), port)
+	trust, err := power.NewTrust(c.Pin, c.Keys, at)
+	if err != nil {
+		return fail("%v", err)
 	}
-	return &Controller{cfg: c, base: u.Scheme + "://" + net.JoinHostPort(u.Hostname(), port), pin: c.Pin}, nil
+	return &Controller{cfg: c, base: u.Scheme + "://" + at, trust: trust}, nil
 }
 
 func (c *Controller) String() string { return "amt " + c.base[strings.Index(c.base, "://")+3:] }
 
-// Pin is the pin of the machine's key: the configured one, else the one of the
-// first connection, else "".
-func (c *Controller) Pin() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.pin
-}
-
-// verify holds the key against the pin. AMT's certificates are self-signed.
-func (c *Controller) verify(s tls.ConnectionState) error {
-	sum := sha256.Sum256(s.PeerCertificates[0].RawSubjectPublicKeyInfo)
-	got := base64.StdEncoding.EncodeToString(sum[:])
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.pin == "" {
-		c.pin = got
+// Keys is the key of the machine; in clear there is none.
+func (c *Controller) Keys() []power.Key {
+	if strings.HasPrefix(c.base, "http:") {
+		return nil
 	}
-	if c.pin != got {
-		return fmt.Errorf("its key is %s, not %s as before: somebody else answers, or its certificate was replaced (then set the new pin)", got, c.pin)
-	}
-	return nil
+	k := c.trust.Key()
+	k.Via = c.String()
+	return []power.Key{k}
 }
 
 // State is On in S0 and Off in S5 (CIM_AssociatedPowerManagementService,
@@ -187,8 +173,8 @@ func (c *Controller) with(ctx context.Context, f func(*session) error) error {
 	}
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{
-			InsecureSkipVerify: true, //nolint:gosec // verify holds the key against the pin
-			VerifyConnection:   c.verify,
+			InsecureSkipVerify: true, //nolint:gosec // trust holds the key against the pin
+			VerifyConnection:   c.trust.Verify,
 			MinVersion:         tls.VersionTLS12,
 		},
 		TLSHandshakeTimeout: 20 * time.Second,

@@ -149,11 +149,38 @@ func TestPin(t *testing.T) {
 	var m vbmc.Switch
 	a, b := start(t, &m, true), start(t, &m, true)
 	c := controller(t, a.URL(), secret, "")
-	if _, err := c.State(t.Context()); err != nil || c.Pin() != a.Pin() {
-		t.Errorf("first use: %v, pin %q, want %q", err, c.Pin(), a.Pin())
+	if _, err := c.State(t.Context()); err != nil || c.Keys()[0].Pin != a.Pin() {
+		t.Errorf("first use: %v, pin %q, want %q", err, c.Keys()[0].Pin, a.Pin())
 	}
 	if _, err := controller(t, b.URL(), secret, a.Pin()).State(t.Context()); err == nil || errors.Is(err, power.ErrAuth) || b.Refused() != 0 {
 		t.Errorf("another key: %v", err)
+	}
+	// A restart of the server is no first connection.
+	dir := t.TempDir()
+	kept := func(address string) *Controller {
+		c, err := New(Config{Address: address, User: "admin", Password: is(secret), Keys: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	if _, err := kept(a.URL()).State(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
+	at := strings.TrimPrefix(a.URL(), "https://")
+	l, err := net.Listen("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	impostor, err := vbmc.StartAMT(vbmc.AMTConfig{Listener: l, TLS: true, Password: secret}, &m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer impostor.Close()
+	c = kept(impostor.URL())
+	if _, err := c.State(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody else answers") || c.Keys()[0].Other != impostor.Pin() {
+		t.Errorf("another key after a restart: %v, %+v", err, c.Keys())
 	}
 }
 

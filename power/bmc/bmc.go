@@ -37,7 +37,7 @@ type Config struct {
 	SystemID string
 	// Pin is the SHA-256 of the public key of the BMC, base64 (RFC 7469
 	// section 2.4). When empty the key of the first connection is trusted,
-	// and Controller.Pin tells it.
+	// and Controller.Keys tells it.
 	Pin string
 	// Sessions is a folder with one small file for each Redfish BMC: the
 	// sessions that must not outlive this process, and the key that was trusted
@@ -89,13 +89,15 @@ func New(c Config) (*Controller, error) {
 
 func (c *Controller) String() string { return c.name }
 
-// Pin is the pin of the BMC's key: the configured one, else the one of the
-// first connection, else "". IPMI has none.
-func (c *Controller) Pin() string {
-	if r, ok := c.driver.(*redfish); ok {
-		return r.pinned()
+// Keys is the key of the BMC; IPMI has none.
+func (c *Controller) Keys() []power.Key {
+	r, ok := c.driver.(*redfish)
+	if !ok {
+		return nil
 	}
-	return ""
+	k := r.trust.Key()
+	k.Via = c.name
+	return []power.Key{k}
 }
 
 // Sweep deletes the sessions that a process which was killed has left at the

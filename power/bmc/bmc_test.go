@@ -190,15 +190,17 @@ func TestRedfishBootReadBack(t *testing.T) {
 	}
 }
 
+func pin(c *Controller) string { return c.Keys()[0].Pin }
+
 func TestRedfishPin(t *testing.T) {
 	var m vbmc.Switch
 	one, two := startRedfish(t, &m), startRedfish(t, &m)
 	c := open(t, Config{Kind: "redfish", Address: one.Addr().String()})
-	if c.Pin() != "" {
-		t.Errorf("pin before the first connection: %q", c.Pin())
+	if pin(c) != "" {
+		t.Errorf("pin before the first connection: %q", pin(c))
 	}
-	if _, err := c.State(t.Context()); err != nil || c.Pin() != one.Pin() {
-		t.Fatalf("first use: error %v, pin %q, want %q", err, c.Pin(), one.Pin())
+	if _, err := c.State(t.Context()); err != nil || pin(c) != one.Pin() {
+		t.Fatalf("first use: error %v, pin %q, want %q", err, pin(c), one.Pin())
 	}
 	// Somebody else answers at the address, or the configured pin is wrong.
 	impostor := open(t, Config{Kind: "redfish", Address: two.Addr().String(), Pin: one.Pin()})

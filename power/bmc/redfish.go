@@ -3,9 +3,7 @@ package bmc
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,8 +11,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -32,10 +28,9 @@ type redfish struct {
 	cfg     Config
 	base    *url.URL
 	journal journal
-	keys    string // file with the pin of the first connection; "" where there is none
+	trust   *power.Trust
 
 	mu      sync.Mutex
-	pin     string
 	known   root
 	knownAt time.Time
 }
@@ -45,93 +40,15 @@ func newRedfish(c Config) (*redfish, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPin(c.Pin); err != nil {
-		return nil, err
-	}
-	r := &redfish{cfg: c, base: u, pin: c.Pin}
 	at := u.Host
 	if u.Port() == "" {
 		at += ":443"
 	}
-	r.journal = newJournal(c.Sessions, at)
-	if c.Sessions != "" && c.Pin == "" {
-		r.keys = filepath.Join(c.Sessions, fileName(at)+".pin")
-		b, err := os.ReadFile(r.keys)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("the key trusted first: %w", err)
-		}
-		r.pin = strings.TrimSpace(string(b))
-		if err := checkPin(r.pin); err != nil {
-			return nil, fmt.Errorf("the key trusted first, in %s: %w", r.keys, err)
-		}
-	}
-	return r, nil
-}
-
-func checkPin(pin string) error {
-	if sum, err := base64.StdEncoding.DecodeString(pin); err != nil || pin != "" && len(sum) != sha256.Size {
-		return fmt.Errorf("pin %q: want the base64 of 32 bytes", pin)
-	}
-	return nil
-}
-
-func (r *redfish) pinned() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.pin
-}
-
-// verify compares the key of the BMC with the pin. BMC certificates are
-// self-signed, dated 1970 and named for nobody; only their key says something.
-func (r *redfish) verify(s tls.ConnectionState) error {
-	sum := sha256.Sum256(s.PeerCertificates[0].RawSubjectPublicKeyInfo)
-	got := base64.StdEncoding.EncodeToString(sum[:])
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.pin == "" {
-		if err := r.keep(got); err != nil {
-			return fmt.Errorf("keep the key of the BMC: %w", err)
-		}
-		r.pin = got
-	}
-	if r.pin != got {
-		return pinError{want: r.pin, got: got}
-	}
-	return nil
-}
-
-// keep writes the first pin down, whole or not at all. Another controller of
-// the same BMC may have been first.
-func (r *redfish) keep(pin string) error {
-	if r.keys == "" {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(r.keys), 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(r.keys), "pin")
+	trust, err := power.NewTrust(c.Pin, c.Sessions, at)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(pin + "\n")
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), r.keys); !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	b, err := os.ReadFile(r.keys)
-	if first := strings.TrimSpace(string(b)); err == nil && first != pin {
-		return pinError{want: first, got: pin}
-	}
-	return err
-}
-
-type pinError struct{ want, got string }
-
-func (e pinError) Error() string {
-	return fmt.Sprintf("the key of the BMC is %s, not %s as before: somebody else answers, or its certificate was replaced (then set the new pin)", e.got, e.want)
+	return &redfish{cfg: c, base: u, trust: trust, journal: newJournal(c.Sessions, at)}, nil
 }
 
 // The limits of what is read from a BMC.
@@ -167,8 +84,8 @@ type session struct {
 func (r *redfish) open(password string) (s *session, end func()) {
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{
-			InsecureSkipVerify: true, //nolint:gosec // verify holds the key against the pin
-			VerifyConnection:   r.verify,
+			InsecureSkipVerify: true, //nolint:gosec // trust holds the key against the pin
+			VerifyConnection:   r.trust.Verify,
 			MinVersion:         tls.VersionTLS12,
 			CipherSuites:       suites(),
 		},

@@ -121,7 +121,7 @@ func Probe(ctx context.Context, address string) (Facts, error) {
 		return Facts{}, fmt.Errorf("BMC %s: %w", r.base.Host, err)
 	}
 	return Facts{
-		Vendor: s.root.vendor(), Product: s.root.Product, Version: s.root.RedfishVersion, Pin: r.pinned(),
+		Vendor: s.root.vendor(), Product: s.root.Product, Version: s.root.RedfishVersion, Pin: r.trust.Key().Pin,
 		Sessions: s.root.Links.Sessions.ID != "",
 	}, nil
 }

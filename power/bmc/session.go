@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,9 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
+
+	"smelt/power"
 )
 
 // A journal remembers the logins at one BMC until their sessions are gone, so
@@ -59,19 +58,7 @@ func newJournal(dir, address string) journal {
 	if dir == "" {
 		return journal{}
 	}
-	return journal{filepath.Join(dir, fileName(address)+".sessions")}
-}
-
-// fileName is address as a name that is readable and unique.
-func fileName(address string) string {
-	address = strings.ToLower(address)
-	sum := sha256.Sum256([]byte(address))
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '-' {
-			return r
-		}
-		return '_'
-	}, address) + "-" + hex.EncodeToString(sum[:4])
+	return journal{filepath.Join(dir, power.DeviceFile(address)+".sessions")}
 }
 
 // A ledger is a journal that is locked. The nil ledger remembers nothing.
