@@ -220,7 +220,9 @@ func parseHalf(b []byte) (gen uint64, entries []Entry, size int64) {
 	if !ok || len(rest) < 8 {
 		return 0, nil, 0
 	}
-	gen, rest = binary.LittleEndian.Uint64(rest), rest[8:]
+	if gen, rest = binary.LittleEndian.Uint64(rest), rest[8:]; gen == 0 {
+		return 0, nil, 0 // it was never begun
+	}
 	size = int64(headSize)
 	for {
 		e, n := parseEntry(rest)
