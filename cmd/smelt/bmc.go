@@ -24,6 +24,10 @@ func newBMC(o *options) *cobra.Command {
 func newBMCList(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "list [NODE...]", Short: "List the BMCs as they were last looked at; exit 3 if something is wrong with one",
+		Long: `List the BMCs as they were last looked at. With -o wide also the key that each
+is held to, and since when it is trusted: compare it with what the BMC's own page
+shows. A BMC that answers with another key gets no password, and is listed as
+key-changed.`,
 		Args: atMost(1 << 20), ValidArgsFunction: o.nodeNames,
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.call(c, func(ctx context.Context, cl *api.Client) error {
@@ -57,7 +61,7 @@ func chosen(all []api.BMC, names []string) ([]api.BMC, error) {
 }
 
 func (o *options) showBMCs(c *cobra.Command, list api.BMCList) error {
-	l := listing{doc: list, cols: []string{"node", "bmc", "model", "firmware", "adopted", "power back", "wrong", "looked"}}
+	l := listing{doc: list, cols: []string{"node", "bmc", "model", "firmware", "adopted", "power back", "wrong", "looked", "key", "trusted"}, wide: 2}
 	wrong := false
 	for _, b := range list.Items {
 		looked, codes := "never", []string{}
@@ -68,7 +72,12 @@ func (o *options) showBMCs(c *cobra.Command, list api.BMCList) error {
 			codes = append(codes, f.Code)
 		}
 		wrong = wrong || len(codes) > 0
-		l.rows = append(l.rows, []string{string(b.Node), b.Via, dash(strings.TrimSpace(b.Vendor + " " + b.Model)), dash(b.Firmware["bmc"]), yes(b.Adopted), dash(b.Restore), dash(strings.Join(codes, " ")), looked})
+		var pins, words []string
+		for _, k := range b.Keys {
+			pins, words = append(pins, dash(k.Pin)), append(words, k.Word())
+		}
+		l.rows = append(l.rows, []string{string(b.Node), b.Via, dash(strings.TrimSpace(b.Vendor + " " + b.Model)), dash(b.Firmware["bmc"]), yes(b.Adopted), dash(b.Restore), dash(strings.Join(codes, " ")), looked,
+			dash(strings.Join(pins, " ")), dash(strings.Join(words, ", "))})
 	}
 	if err := o.show(c, l); err != nil {
 		return err

@@ -163,6 +163,12 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 	if p := doing(v.Progress); p != "" {
 		line("progress", "%s", p)
 	}
+	for _, k := range v.Keys {
+		line("key", "%s %s (%s)", dash(k.Pin), k.Word(), k.Via)
+		if k.Other != "" {
+			line("", "another key answers now and is refused: %s", k.Other)
+		}
+	}
 	if n.Hold != nil {
 		line("held", "by %s: %s", n.Hold.Owner, n.Hold.Reason)
 	}

@@ -60,3 +60,28 @@ func TestTerminal(t *testing.T) {
 		}
 	}
 }
+
+func TestKeysShown(t *testing.T) {
+	const key = `{"via": "redfish 10.0.0.1", "pin": "abc=", "since": "2026-11-20T09:00:00Z", "other": "def="}`
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == api.PathBMCs {
+			fmt.Fprint(w, `{"items": [{"node": "n1", "keys": [`+key+`]}]}`)
+			return
+		}
+		fmt.Fprint(w, `{"node": {"id": "n1"}, "keys": [`+key+`]}`)
+	}))
+	defer s.Close()
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for line, want := range map[string]string{"bmc list -o wide": "abc=", "node show n1": "abc= first seen 2026-11-20 (redfish 10.0.0.1)"} {
+		var out bytes.Buffer
+		root := newRoot()
+		root.SetOut(&out)
+		root.SetArgs(append(strings.Fields(line), "--server", s.URL, "--token-file", token))
+		if err := root.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), want) || !strings.Contains(out.String(), "first seen 2026-11-20") {
+			t.Errorf("%s: %v\n%s", line, err, out.String())
+		}
+	}
+}

@@ -234,6 +234,7 @@ type NodeView struct {
 	Reports    []ReportRef       `json:"reports,omitempty"`  // only for one node
 	Wipes      []CertificateRef  `json:"wipes,omitempty"`    // only for one node
 	Boot       []BootEvent       `json:"boot,omitempty"`     // only for one node: its last network boots, oldest first
+	Keys       []DeviceKey       `json:"keys,omitempty"`     // only for one node: of its controllers that speak TLS
 	Console    *ConsoleState     `json:"console,omitempty"`  // only for one node, and where its console is recorded
 	Locating   *Locating         `json:"locating,omitempty"` // only for one node, while somebody looks for it
 }

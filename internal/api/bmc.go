@@ -28,7 +28,28 @@ type BMC struct {
 	Accounts []BMCAccount      `json:"accounts,omitempty"`
 	Findings []BMCFinding      `json:"findings,omitempty"`
 	Quirks   []BMCQuirk        `json:"quirks,omitempty"`
+	Keys     []DeviceKey       `json:"keys,omitempty"` // of what speaks TLS
 	At       time.Time         `json:"at,omitzero"`
+}
+
+// DeviceKey is what tells a controller from an impostor: the SHA-256 of its
+// public key, base64 (RFC 7469).
+type DeviceKey struct {
+	Via   string    `json:"via"`
+	Pin   string    `json:"pin,omitempty"`   // left out before the first connection
+	Since time.Time `json:"since,omitzero"`  // trusted on first use then; left out: site.yaml names it
+	Other string    `json:"other,omitempty"` // the key that answers now, and is refused
+}
+
+// Word says in short where the trust comes from.
+func (k DeviceKey) Word() string {
+	switch {
+	case k.Pin == "":
+		return "never reached"
+	case k.Since.IsZero():
+		return "in site.yaml"
+	}
+	return "first seen " + k.Since.UTC().Format(time.DateOnly)
 }
 
 // BMCAccount is a user of a BMC.

@@ -1,10 +1,12 @@
 package server
 
 import (
+	"fmt"
 	"net/http"
 
 	"smelt/internal/api"
 	"smelt/internal/convert"
+	"smelt/inventory"
 )
 
 func (s *Server) getBMCs(w http.ResponseWriter, r *http.Request, _ who) {
@@ -20,12 +22,31 @@ func (s *Server) getBMCs(w http.ResponseWriter, r *http.Request, _ who) {
 	}
 	list := api.BMCList{APIVersion: api.Version, Kind: "BMCList", Items: []api.BMC{}, Learned: []api.Learned{}}
 	for _, b := range all {
-		list.Items = append(list.Items, bmcView(b))
+		v := bmcView(b)
+		v.Keys = s.keys(b.Node)
+		for _, k := range v.Keys {
+			if k.Other != "" {
+				v.Findings = append(v.Findings, api.BMCFinding{Code: "key-changed",
+					What: fmt.Sprintf("%s answers with the key %s, not with %s (%s): nothing is sent to it", k.Via, k.Other, k.Pin, k.Word()),
+					Fix:  fmt.Sprintf("find out who answers there; if its certificate was replaced, write pin: %s in site.yaml", k.Other)})
+			}
+		}
+		list.Items = append(list.Items, v)
 	}
 	for _, l := range learned {
 		list.Learned = append(list.Learned, api.Learned(l))
 	}
 	s.json(w, http.StatusOK, list)
+}
+
+// keys are those of the controllers of a node.
+func (s *Server) keys(id inventory.NodeID) (out []api.DeviceKey) {
+	if v := s.Power[id]; v != nil {
+		for _, k := range v.Keys() {
+			out = append(out, api.DeviceKey(k))
+		}
+	}
+	return out
 }
 
 func bmcView(b convert.BMC) api.BMC {

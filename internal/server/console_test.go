@@ -28,6 +28,7 @@ type bmc struct {
 	log    func() ([]power.LogEntry, error)
 	lights []bool
 	light  error
+	keys   []power.Key
 }
 
 func (b *bmc) String() string { return "fake controller (simulated)" }
@@ -38,7 +39,8 @@ func (b *bmc) EventLog(context.Context) ([]power.LogEntry, error) { return b.log
 func (b *bmc) Screen(context.Context) (power.Picture, error) {
 	return power.Picture{Type: "image/svg+xml", Data: []byte("<svg/>")}, nil
 }
-func (b *bmc) Light() string { return "chassis LED" }
+func (b *bmc) Keys() []power.Key { return b.keys }
+func (b *bmc) Light() string     { return "chassis LED" }
 func (b *bmc) Identify(_ context.Context, on bool) error {
 	b.lights = append(b.lights, on)
 	return b.light

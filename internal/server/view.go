@@ -161,6 +161,7 @@ func (s *Server) oneNode(ctx context.Context, id inventory.NodeID) (api.NodeView
 	if s.Boot.Trace != nil {
 		v.Boot = s.Boot.Trace(n.MACs)
 	}
+	v.Keys = s.keys(id)
 	if s.Console != nil {
 		if st := s.consoleState(id); st.Is != "none" {
 			v.Console = &st
