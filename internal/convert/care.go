@@ -90,6 +90,9 @@ func (t *turn) bmcAdopt(i store.Intent) (bool, error) {
 	if v == nil || !ok {
 		return false, errors.New("it has no BMC that can be adopted: site.yaml gives it no driver redfish or ipmi")
 	}
+	if err := t.mayTouch(i.Actor); err != nil {
+		return false, err
+	}
 	adopt := care.Device.Adopt
 	if vendor := i.Params["vendor"]; vendor != "" {
 		known, err := care.DefaultOf(vendor)

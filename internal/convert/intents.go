@@ -320,10 +320,23 @@ func (t *turn) taskDone(i store.Intent) (bool, error) {
 	return false, fmt.Errorf("it has no task %q: smelt task list %s", i.Params["task"], t.n.ID)
 }
 
+// mayTouch refuses what the hold of another kind of owner forbids: a technician's
+// hands may be in the machine.
+func (t *turn) mayTouch(actor string) error {
+	owner, _, _ := cut(actor)
+	if h := t.n.Hold; h != nil && h.Owner != owner {
+		return fmt.Errorf("it is held by %s: %s; only that owner lifts it", h.Owner, h.Reason)
+	}
+	return nil
+}
+
 // switchPower does what an operator asks of the controller. The intent is
 // answered with the outcome, not with the command.
 func (t *turn) switchPower(i store.Intent) (bool, error) {
 	verb := i.Params["verb"]
+	if err := t.mayTouch(i.Actor); err != nil {
+		return false, err
+	}
 	v := t.Power[t.n.ID]
 	if v == nil {
 		return false, t.switchByHand(i, verb)
@@ -344,7 +357,7 @@ func (t *turn) switchPower(i store.Intent) (bool, error) {
 	}
 	if verb != "on" && i.Params["force"] != "yes" {
 		switch t.n.State {
-		case inventory.Wiping, inventory.Imaging, inventory.BurningIn, inventory.InService:
+		case inventory.Wiping, inventory.Imaging, inventory.BurningIn, inventory.Joining, inventory.InService, inventory.ReVerifying, inventory.Leaving:
 			return false, fmt.Errorf("it is %s: %s would cut that short; give force=yes", t.n.State, verb)
 		}
 	}

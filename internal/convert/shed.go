@@ -176,6 +176,10 @@ func (t *turn) shutDown() error {
 		drop(t, "nothing here can switch it any more")
 		return nil
 	}
+	if t.n.Hold != nil { // whoever holds it may have his hands in it, now that it is off
+		t.note("held by %s: %s; and %s", t.n.Hold.Owner, t.n.Hold.Reason, s)
+		return nil
+	}
 	if t.n.Power.On != power.Off.String() || t.n.Power.At.Before(s.At) {
 		t.note("%s", s)
 		t.start("shut down", func(ctx context.Context) func(*turn) error {
@@ -196,11 +200,11 @@ func (t *turn) shutDown() error {
 		})
 		return nil
 	}
-	t.note("%s", s)
 	t.mu.Lock()
 	why, back := t.called[t.n.ID]
 	t.mu.Unlock()
 	if !back {
+		t.note("%s", s)
 		return nil
 	}
 	return t.switchOn("given back: "+why, func(t *turn, err error) {

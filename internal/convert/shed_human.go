@@ -82,4 +82,11 @@ func (t *turn) shed(s *inventory.Shed, actor string) {
 	if s.By == byBudget {
 		t.alarm("too much power is drawn: "+s.String(), evidence)
 	}
+	if id := t.n.ID; s.Do == inventory.ShedOff {
+		t.after = append(t.after, func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			delete(t.called, id) // back from an earlier time, when a person was faster
+		})
+	}
 }

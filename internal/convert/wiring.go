@@ -139,6 +139,10 @@ func (t *turn) proveBy(i store.Intent) (bool, error) {
 	if t.n.Hold != nil {
 		return false, fmt.Errorf("it is held by %s: %s", t.n.Hold.Owner, t.n.Hold.Reason)
 	}
+	if h := t.SitePower().Hold; h != nil {
+		// A burn-in that is paused does not go on during it, and nothing starts.
+		return false, fmt.Errorf("the power of the site is held by %s: %s; smelt power resume", h.By, h.Reason)
+	}
 	if t.busy() {
 		return false, nil // after what goes on
 	}

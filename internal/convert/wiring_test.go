@@ -121,6 +121,18 @@ func TestProve(t *testing.T) {
 	}
 }
 
+// A proof changes a load: it waits while the power of the site is held.
+func TestProveHeld(t *testing.T) {
+	p := plantOf(t, 100, inventory.BurningIn)
+	p.wire(map[int]int{0: 3}, map[int]int{0: 3}, nil)
+	if err := p.order("hold", map[string]string{"reason": "people at the busbar"}); err != nil {
+		t.Fatal(err)
+	}
+	if r := p.prove(0); r.OK || !strings.Contains(r.Error, "busbar") {
+		t.Errorf("answered %+v", r)
+	}
+}
+
 // Meters that say nothing, or move by themselves, prove nothing.
 func TestProveUnclear(t *testing.T) {
 	p := plantOf(t, 100, inventory.BurningIn)
