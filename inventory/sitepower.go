@@ -13,6 +13,9 @@ type SitePower struct {
 	Curtail  *Curtailment `json:"curtail,omitempty"`
 	// LastCurtail is the one before: how it went.
 	LastCurtail *Curtailment `json:"lastCurtail,omitempty"`
+	// Windows is, for each window of site.yaml, the beginning of the last one that
+	// was curtailed for: each is once, whoever ends it and whatever came between.
+	Windows map[string]time.Time `json:"windows,omitempty"`
 }
 
 // A PowerHold lets no machine start and no burn-in begin another check. What
@@ -79,4 +82,7 @@ type CurtailStep struct {
 	Node  NodeID  `json:"node"`
 	Do    string  `json:"do"`    // ShedCap, ShedPause, ShedOff
 	Watts float64 `json:"watts"` // expected
+	// Taken: it was taken, or must not be. What a person gives back is not taken
+	// again.
+	Taken bool `json:"taken,omitempty"`
 }

@@ -77,9 +77,8 @@ type Conductor struct {
 	found    map[inventory.NodeID]foundState // power states that are not events yet
 	granted  map[inventory.NodeID]time.Time  // power for a restart that did not begin yet
 	called   map[inventory.NodeID]string     // what was shut down and may come back: why
-	taken    map[takenStep]bool
-	toppedUp time.Time                 // a curtailment took more than it had planned
-	proofs   map[inventory.NodeID]bool // of its wiring, under way
+	toppedUp time.Time                       // a curtailment took more than it had planned
+	proofs   map[inventory.NodeID]bool       // of its wiring, under way
 	hall     inventory.SitePower
 
 	hallLock sync.Mutex // held while hall is changed
@@ -136,7 +135,6 @@ func New(c Config) (*Conductor, error) {
 		found:   map[inventory.NodeID]foundState{},
 		granted: map[inventory.NodeID]time.Time{},
 		called:  map[inventory.NodeID]string{},
-		taken:   map[takenStep]bool{},
 		proofs:  map[inventory.NodeID]bool{},
 	}, nil
 }

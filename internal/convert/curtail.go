@@ -18,6 +18,9 @@ type CurtailOrder struct {
 	Watts   float64       // to give back
 	Within  time.Duration // from now
 	Until   time.Time     // zero: until somebody ends it
+
+	window string // of site.yaml, and when it began; "" for a person's
+	from   time.Time
 }
 
 // CurtailWindow is a weekly time in which the site gives back power, in the
@@ -180,6 +183,12 @@ func (c *Conductor) beginCurtail(ctx context.Context, o CurtailOrder, can CanGiv
 		}
 		s.Curtail = &inventory.Curtailment{By: o.By, Why: o.Why, Watts: o.Watts, At: now, Due: now.Add(o.Within), Until: o.Until,
 			Base: can.Draw, Draw: can.Draw, Steps: can.Steps, Unmeasured: can.Unmeasured}
+		if o.window != "" {
+			if s.Windows == nil {
+				s.Windows = map[string]time.Time{}
+			}
+			s.Windows[o.window] = o.from
+		}
 		return nil
 	})
 	if err != nil {
@@ -198,34 +207,31 @@ func (c *Conductor) takeSteps(ctx context.Context) error {
 		return nil
 	}
 	var failed []error
+	done := map[inventory.CurtailStep]bool{}
 	for _, s := range cur.Steps {
-		if c.machine(s.Node).sheds(s.Do) || c.hasTaken(cur.At, s) {
+		if s.Taken {
 			continue
 		}
-		err := c.take(ctx, s.Node, inventory.Shed{Do: s.Do, By: byCurtail, Why: curtailWhy(cur)})
-		if err != nil && !errors.Is(err, errKept) {
-			failed = append(failed, err)
-			continue
+		if !c.machine(s.Node).sheds(s.Do) {
+			err := c.take(ctx, s.Node, inventory.Shed{Do: s.Do, By: byCurtail, Why: curtailWhy(cur)})
+			if err != nil && !errors.Is(err, errKept) {
+				failed = append(failed, err)
+				continue
+			}
 		}
-		c.mu.Lock()
-		c.taken[takenStep{cur.At, s.Node, s.Do}] = true
-		c.mu.Unlock()
+		done[s] = true
+	}
+	if len(done) > 0 {
+		failed = append(failed, c.decideHall(ctx, func(h *inventory.SitePower) error {
+			if h.Curtail != nil && h.Curtail.At.Equal(cur.At) {
+				for i, s := range h.Curtail.Steps {
+					h.Curtail.Steps[i].Taken = s.Taken || done[s]
+				}
+			}
+			return nil
+		}))
 	}
 	return errors.Join(failed...)
-}
-
-// takenStep is a step of a curtailment that this process took, or found that it
-// must not.
-type takenStep struct {
-	at   time.Time
-	node inventory.NodeID
-	do   string
-}
-
-func (c *Conductor) hasTaken(at time.Time, s inventory.CurtailStep) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.taken[takenStep{at, s.Node, s.Do}]
 }
 
 func curtailWhy(cur *inventory.Curtailment) string {
@@ -252,9 +258,6 @@ func (c *Conductor) endCurtail(ctx context.Context, actor string) error {
 		return err
 	}
 	c.Budget.CurtailEnd()
-	c.mu.Lock()
-	clear(c.taken)
-	c.mu.Unlock()
 	c.Log.Warn("curtailment is over", "actor", actor, "given", was.Given(), "asked", was.Watts)
 	c.pokeAll()
 	return nil
@@ -325,6 +328,11 @@ func (c *Conductor) topUp(cur *inventory.Curtailment, draw float64, now time.Tim
 	return can.Steps
 }
 
+// listens is how long a process that just began waits for its meters before it
+// curtails by the clock: what is only reserved would seem to be given back as
+// soon as it is measured.
+const listens = time.Minute
+
 // scheduled begins the curtailment of a window of site.yaml, once. A window
 // gives what there is to give: nobody is there to be told that it is less.
 func (c *Conductor) scheduled(ctx context.Context, h inventory.SitePower, now time.Time) error {
@@ -333,11 +341,17 @@ func (c *Conductor) scheduled(ctx context.Context, h inventory.SitePower, now ti
 		if !ok {
 			continue
 		}
-		if last := h.LastCurtail; last != nil && last.By == w.by() && !last.At.Before(from) {
+		if h.Windows[w.Name].Equal(from) {
 			continue // it was ended by hand
 		}
 		can := c.CanGive(w.Watts, w.Within)
-		return c.beginCurtail(ctx, CurtailOrder{By: w.by(), Why: "schedule", Watts: w.Watts, Within: w.Within, Until: to.UTC()}, can)
+		c.mu.Lock()
+		begun := c.begun
+		c.mu.Unlock()
+		if can.Unmeasured > 0 && now.Sub(begun) < listens {
+			return nil
+		}
+		return c.beginCurtail(ctx, CurtailOrder{By: w.by(), Why: "schedule", Watts: w.Watts, Within: w.Within, Until: to.UTC(), window: w.Name, from: from.UTC()}, can)
 	}
 	return nil
 }

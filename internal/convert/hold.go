@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,7 @@ func cloneHall(h inventory.SitePower) inventory.SitePower {
 		v.Steps = slices.Clone(v.Steps)
 		h.Curtail = &v
 	}
+	h.Windows = maps.Clone(h.Windows)
 	return h
 }
 

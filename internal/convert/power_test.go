@@ -526,6 +526,181 @@ func TestCurtailSchedule(t *testing.T) {
 	if p.c.SitePower().Curtail != nil {
 		t.Error("it began again although somebody ended it")
 	}
+	// Another one that comes between does not make it forgotten.
+	if err := p.order("curtail", map[string]string{"watts": "500", "within": "10m"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.order("curtail-end", nil); err != nil {
+		t.Fatal(err)
+	}
+	p.restart()
+	for range 10 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	if c := p.c.SitePower().Curtail; c != nil {
+		t.Errorf("it began again after another one: %+v", c)
+	}
+}
+
+// A server that starts within a window looks at its meters first: nameplates
+// are no power that could be given back.
+func TestCurtailScheduleAtStart(t *testing.T) {
+	p := plantOf(t, 100, inventory.BurningIn, inventory.BurningIn)
+	p.conf.Site.Curtail = []convert.CurtailWindow{{Name: "noon", From: 12 * time.Hour, To: 13 * time.Hour, Watts: 700, Within: 5 * time.Minute}}
+	p.restart()
+	if err := p.c.Tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if c := p.c.SitePower().Curtail; c != nil {
+		t.Errorf("before anything is measured: %+v", c)
+	}
+	for range 5 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	if c := p.c.SitePower().Curtail; c == nil || len(c.Steps) == 0 || c.Base != 1800 || len(p.sheds()) == 0 {
+		t.Errorf("it is %+v, and took %v", c, p.sheds())
+	}
+}
+
+// say lets a person ask something of machine i.
+func (p *plant) say(i int, actor, verb string, params map[string]string) error {
+	p.t.Helper()
+	intent := store.Intent{ID: fmt.Sprint(verb, p.now), Node: nodeID(i), Verb: verb, Actor: actor, At: p.now, Params: params}
+	if err := p.st.AddIntent(p.t.Context(), intent); err != nil {
+		p.t.Fatal(err)
+	}
+	p.steps()
+	r, err := p.st.IntentResult(p.t.Context(), intent.ID)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.now = p.now.Add(time.Second)
+	if r.Error != "" {
+		return errors.New(r.Error)
+	}
+	return nil
+}
+
+// What a person gives back is not taken again by the next process.
+func TestCurtailUndone(t *testing.T) {
+	p := plantOf(t, 100, inventory.BurningIn, inventory.InService)
+	for range 5 {
+		p.tick(20*time.Second, honest)
+	}
+	if err := p.order("curtail", map[string]string{"watts": "500", "within": "10m"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.say(0, "operator:anna", "shed", map[string]string{"do": "undo"}); err != nil {
+		t.Fatal(err)
+	}
+	p.restart()
+	p.tick(time.Second, honest)
+	if got := p.sheds(); len(got) > 0 {
+		t.Errorf("taken again: %v", got)
+	}
+}
+
+// A machine that may come back and finds no room waits quietly: it says so once.
+func TestWaitsForRoomQuietly(t *testing.T) {
+	p := plantOf(t, 100, inventory.Inspected)
+	for range 5 {
+		p.tick(20*time.Second, honest)
+	}
+	if err := p.order("curtail", map[string]string{"watts": "100", "within": "20m"}); err != nil {
+		t.Fatal(err)
+	}
+	p.steps()
+	for _, verb := range []string{"curtail-end", "hold"} {
+		if err := p.order(verb, map[string]string{"reason": "no start now"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.tick(20*time.Second, honest)
+	before := p.node(0).Version
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := p.c.Step(ctx, nodeID(0)); err != nil {
+		t.Errorf("its step does not end: %v", err)
+	}
+	if n := p.node(0); n.Version > before+2 || !strings.Contains(n.Note, "no start now") {
+		t.Errorf("%d events, note %q", n.Version-before, n.Note)
+	}
+}
+
+// A machine that a curtailment shut down and somebody holds stays off: his hands
+// may be in it. Nobody else switches it by hand either.
+func TestHeldStaysOff(t *testing.T) {
+	p := plantOf(t, 100, inventory.Inspected)
+	for range 5 {
+		p.tick(20*time.Second, honest)
+	}
+	if err := p.order("curtail", map[string]string{"watts": "100", "within": "20m"}); err != nil {
+		t.Fatal(err)
+	}
+	p.steps()
+	if n := p.node(0); n.Power.On != "off" {
+		t.Fatalf("it is %s", n.Power.On)
+	}
+	if err := p.say(0, "technician:bo", "hold", map[string]string{"reason": "changing its fan"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.order("curtail-end", nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	if err := p.say(0, "operator:anna", "power", map[string]string{"verb": "on"}); err == nil || !strings.Contains(err.Error(), "changing its fan") {
+		t.Errorf("an operator switches it on: %v", err)
+	}
+	if p.fakes[nodeID(0)].On() {
+		t.Error("it was started while it is held")
+	}
+	if err := p.say(0, "technician:bo", "release", nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	if !p.fakes[nodeID(0)].On() {
+		t.Error("it is not given back after the hold")
+	}
+	// Taken by a next curtailment, it stays off, whoever gave it back the last time.
+	if err := p.order("curtail", map[string]string{"watts": "100", "within": "20m"}); err != nil {
+		t.Fatal(err)
+	}
+	p.steps()
+	if err := p.order("curtail-end", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.order("hold", map[string]string{"reason": "no start now"}); err != nil {
+		t.Fatal(err)
+	}
+	p.tick(20*time.Second, honest) // called back, and it may not start
+	p.fakes[nodeID(0)].Turn(true)  // a person presses its button
+	for range 3 {
+		p.tick(20*time.Second, honest)
+	}
+	if err := p.order("resume", nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		p.tick(20*time.Second, honest)
+	}
+	if err := p.order("curtail", map[string]string{"watts": "100", "within": "20m"}); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		p.tick(20*time.Second, honest)
+		p.steps()
+	}
+	if p.fakes[nodeID(0)].On() {
+		t.Error("it came back while the site curtails")
+	}
 }
 
 // After a blackout nothing starts without release, then what had work comes
@@ -729,5 +904,3 @@ func TestSaidBlackout(t *testing.T) {
 		t.Errorf("the other one is %s", p.node(0).Power.On)
 	}
 }
-
-var _ = context.Background
