@@ -76,7 +76,7 @@ func (s *Server) consoleAsk(r *http.Request) (after uint64, since time.Time, raw
 }
 
 // getConsole answers with the recording, or streams it and what comes next.
-func (s *Server) getConsole(w http.ResponseWriter, r *http.Request, _ who) {
+func (s *Server) getConsole(w http.ResponseWriter, r *http.Request, by who) {
 	id := nodeID(r)
 	if _, err := s.Store.Node(r.Context(), id); err != nil {
 		s.nodeFailure(w, r, err)
@@ -92,7 +92,7 @@ func (s *Server) getConsole(w http.ResponseWriter, r *http.Request, _ who) {
 		return
 	}
 	if strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
-		s.followConsole(w, r, id, after, since, raw)
+		s.followConsole(w, r, by, id, after, since, raw)
 		return
 	}
 	entries, err := s.Console.Log(id, after)
@@ -159,14 +159,14 @@ const (
 
 // followConsole streams a console. It follows before it reads what was
 // recorded, so that nothing falls in between.
-func (s *Server) followConsole(w http.ResponseWriter, r *http.Request, id inventory.NodeID, after uint64, since time.Time, raw bool) {
+func (s *Server) followConsole(w http.ResponseWriter, r *http.Request, by who, id inventory.NodeID, after uint64, since time.Time, raw bool) {
 	feed, err := s.Console.Follow(id)
 	if err != nil {
 		s.noConsole(w, id)
 		return
 	}
 	defer func() { feed.Close() }()
-	send, end := s.stream(w)
+	send, end := s.stream(w, r, by)
 	if send == nil {
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -275,5 +276,50 @@ func TestLocate(t *testing.T) {
 	}
 	if fmt.Sprint(b.lights) != "[true false]" {
 		t.Errorf("lights %v", b.lights)
+	}
+}
+
+// A console is read by who may read it: a token that is taken away does not
+// read on in a stream that it opened before.
+func TestConsoleStreamRevoked(t *testing.T) {
+	x, b := consoled(t)
+	var ahead atomic.Int64
+	x.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	bob, err := AddToken(t.Context(), x.Store, "bob", Operator)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", x.ui.URL+consoleURL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Authorization": {"Bearer " + bob}, "Accept": {"text/event-stream"}}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	sc := bufio.NewScanner(resp.Body)
+	until := func(want string) bool {
+		for sc.Scan() {
+			if strings.Contains(sc.Text(), want) {
+				return true
+			}
+		}
+		return false
+	}
+	b.Print("one")
+	ahead.Store(int64(keepalive)) // it is asked for and still there
+	b.Print("two\n")
+	if !until("two") {
+		t.Fatal("the stream of an operator ended")
+	}
+	if resp, body := x.ask(t, "POST", x.ui.URL+api.PathTokens+"/bob/revoke", x.tokens[Operator], ""); resp.StatusCode/100 != 2 {
+		t.Fatal(resp.Status, body)
+	}
+	ahead.Store(3 * int64(keepalive))
+	b.Print("three\n")
+	if until("three") {
+		t.Error("a token that was taken away reads on")
 	}
 }

@@ -62,13 +62,13 @@ const (
 
 // getEvents streams events from the store, each reader at its own pace: what a
 // slow one has not read yet waits in the database, not in memory.
-func (s *Server) getEvents(w http.ResponseWriter, r *http.Request, _ who) {
+func (s *Server) getEvents(w http.ResponseWriter, r *http.Request, by who) {
 	after, err := s.resume(r)
 	if err != nil {
 		s.fail(w, http.StatusBadRequest, "Last-Event-ID and after are sequence numbers", "")
 		return
 	}
-	send, end := s.stream(w)
+	send, end := s.stream(w, r, by)
 	if send == nil {
 		return
 	}
@@ -120,8 +120,9 @@ func (s *Server) getEvents(w http.ResponseWriter, r *http.Request, _ who) {
 
 // stream begins a stream of events, of which there is a bounded number. send is
 // nil when there is none: the request is answered then. send tells whether the
-// reader is still there.
-func (s *Server) stream(w http.ResponseWriter) (send func(format string, args ...any) bool, end func()) {
+// reader is still there, and is still who he was: a token that is taken away
+// ends its streams, too, at the next keepalive.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request, by who) (send func(format string, args ...any) bool, end func()) {
 	select {
 	case s.streams <- struct{}{}:
 	default:
@@ -134,7 +135,14 @@ func (s *Server) stream(w http.ResponseWriter) (send func(format string, args ..
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would keep events back
 	w.WriteHeader(http.StatusOK)
+	checked := s.Now()
 	send = func(format string, args ...any) bool {
+		if now := s.Now(); now.Sub(checked) >= keepalive {
+			if is, err := s.asks(r); err != nil || is.role < by.role {
+				return false
+			}
+			checked = now
+		}
 		_ = rc.SetWriteDeadline(time.Now().Add(writeTime)) // a recorder in tests has none
 		_, err := fmt.Fprintf(w, format, args...)
 		return err == nil && rc.Flush() == nil
