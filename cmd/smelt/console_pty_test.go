@@ -143,6 +143,8 @@ func TestConsoleTerminal(t *testing.T) {
 	within("the machine gets each key", func() bool { return port.Typed() == "root\r\x03~~x\r" || port.Typed() == "root\r\x03~x\r" })
 	port.Print("\x1b[32mgreen\x1b[0m \x1b]52;c;ZXZpbA==\a\x1b[6n# ")
 	within("what it says is shown", func() bool { return strings.Contains(screen.String(), "\x1b[32mgreen\x1b[0m # ") })
+	port.Print("\x1b[?1049h\x1b[2;4r\x1b[?25l\x1b[8mhidden") // an editor, or something that means harm
+	within("it draws", func() bool { return strings.Contains(screen.String(), "hidden") })
 	if _, err := io.WriteString(near, "~."); err != nil {
 		t.Fatal(err)
 	}
@@ -159,6 +161,10 @@ func TestConsoleTerminal(t *testing.T) {
 	if err != nil || now.Lflag != was.Lflag || now.Iflag != was.Iflag {
 		t.Errorf("the terminal is left raw: %v", err)
 	}
+	within("the terminal is as it was before the machine drew", func() bool {
+		_, after, _ := strings.Cut(screen.String(), "hidden")
+		return strings.Contains(after, "\x1b[?1049l"+plainAgain)
+	})
 	if strings.Contains(screen.String(), "]52;") || strings.Contains(screen.String(), "\x1b[6n") {
 		t.Errorf("the machine could make the terminal act: %q", screen.String())
 	}

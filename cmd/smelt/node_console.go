@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -195,6 +196,9 @@ func (k *consoleFlags) live(c *cobra.Command, node inventory.NodeID) error {
 		typing = k.typeInto(ctx, cl, node, in, cancel)
 	}
 	w := &consoleWriter{out: out, note: note, raw: k.raw, filter: console.Filter{Moves: interactive}}
+	if interactive {
+		defer w.leave()
+	}
 	err = cl.FollowConsole(ctx, node, ask, w.notice)
 	if interactive && c.Context().Err() == nil {
 		cancel()
@@ -229,6 +233,31 @@ type consoleWriter struct {
 	raw       bool
 	filter    console.Filter
 	state     string
+	other     bool // the machine went to the other screen of the terminal
+}
+
+// plainAgain undoes what a machine may do to a terminal by drawing: colours,
+// hidden text and cursor, margins, keys (DECSTR; those again that not every
+// terminal counts to it).
+const plainAgain = "\x1b[!p\x1b[0m\x1b[?25h\x1b[?7h\x1b[?1l"
+
+// leave gives the terminal back as it was.
+func (w *consoleWriter) leave() {
+	if w.other {
+		io.WriteString(w.out, "\x1b[?1049l")
+	}
+	io.WriteString(w.out, plainAgain)
+}
+
+// show draws, and remembers which screen it is on.
+func (w *consoleWriter) show(b []byte) error {
+	for _, mode := range []string{"\x1b[?47", "\x1b[?1047", "\x1b[?1049"} {
+		if on, off := bytes.LastIndex(b, []byte(mode+"h")), bytes.LastIndex(b, []byte(mode+"l")); on != off {
+			w.other = on > off
+		}
+	}
+	_, err := w.out.Write(b)
+	return err
 }
 
 func (w *consoleWriter) notice(n api.ConsoleNotice) error {
@@ -243,11 +272,9 @@ func (w *consoleWriter) notice(n api.ConsoleNotice) error {
 		}
 	case n.Entry.Mark:
 	case w.raw:
-		_, err := w.out.Write(n.Entry.Raw)
-		return err
+		return w.show(n.Entry.Raw)
 	default:
-		_, err := w.out.Write(w.filter.Append(nil, n.Entry.Raw))
-		return err
+		return w.show(w.filter.Append(nil, n.Entry.Raw))
 	}
 	return nil
 }

@@ -49,7 +49,7 @@
 
   // The console of a machine: the server has cleaned its text, and it is only
   // ever set as text.
-  const consoleLines = 500;
+  const consoleLines = 500, consoleText = 65536; // a line need not end
   const consoleReady = () => {
     const box = document.getElementById("console");
     if (!box) return;
@@ -66,7 +66,7 @@
         const c = JSON.parse(e.data), end = pre.scrollTop + pre.clientHeight >= pre.scrollHeight - 8;
         if (c.seq) box.dataset.seq = c.seq;
         const text = pre.textContent + (c.mark ? "-- smelt: " + c.text + " --\n" : c.text || "");
-        pre.textContent = text.split("\n").slice(-consoleLines).join("\n");
+        pre.textContent = text.split("\n").slice(-consoleLines).join("\n").slice(-consoleText);
         if (end) pre.scrollTop = pre.scrollHeight;
       });
       source.addEventListener("state", e => { const s = JSON.parse(e.data); state.textContent = s.is + (s.why ? ": " + s.why : "") + (s.typing ? "; " + s.typing + " types" : ""); });
