@@ -251,12 +251,61 @@ func draws(t testing.TB) map[string]func(io.Writer) error {
 		"tasks":   func(w io.Writer) error { return p.Tasks(w, worker, tasks) },
 		"clear":   func(w io.Writer) error { return p.Tasks(w, worker, tasks[2:]) },
 		"network": func(w io.Writer) error { return p.Network(w, rivalled, networks, seen, "") },
+		"power": func(w io.Writer) error {
+			return p.Power(w, h, powerDay(), api.CanGive{Watts: 11800, Steps: make([]inventory.CurtailStep, 14)})
+		},
+		"dark":    func(w io.Writer) error { return p.Power(w, h, powerNight(), api.CanGive{}) },
 		"alarmed": func(w io.Writer) error { return p.Floor(w, rivalled, views, "", "") },
 		"login":   func(w io.Writer) error { return p.Login(w, Login{Next: "/"}) },
 		"empty": func(w io.Writer) error {
 			return p.Floor(w, Head{User: "mara", Role: "operator", Now: now}, nil, "", "")
 		},
 	}
+}
+
+// powerDay is a full hall on a bad afternoon: one circuit is shed, power is given
+// back and comes late, a meter lies, and somebody holds the site.
+func powerDay() api.PowerView {
+	level := func(name, parent, kind string, volts, amps float64, phases int, granted, measured float64, state, why string) api.Level {
+		limit := volts * amps * 0.8
+		if phases == 3 {
+			limit *= 1.7320508
+		}
+		return api.Level{Circuit: inventory.Circuit{Name: name, Parent: parent, Kind: kind, Volts: volts, Amps: amps, Phases: phases, Derate: 0.8},
+			Granted: granted, Measured: measured, Limit: limit, Free: max(0, limit-granted), State: state, Why: why}
+	}
+	v := api.PowerView{Draw: 71200, Measured: 68400, Levels: []api.Level{
+		level("feed-a", "", "feed", 400, 250, 3, 121400, 68400, "ok", ""),
+		level("panel-a-east", "feed-a", "panel", 400, 63, 3, 34800, 31100, "full", "34800 of 34918 W are granted on a line"),
+		level("pdu-a-east-rack-12-lower", "panel-a-east", "pdu", 230, 32, 1, 5880, 6710, "shedding", "a line carries 6710 of its 7360 W"),
+		level("bank-1", "pdu-a-east-rack-12-lower", "bank", 230, 16, 1, 2940, 0, "ok", ""),
+		level("panel-a-west", "feed-a", "panel", 400, 63, 3, 21000, 19400, "ok", ""),
+	}}
+	v.Levels[4].Unknown = 1240
+	v.Hold = &inventory.PowerHold{By: "operator:mara", Reason: "people at the busbar of row B", At: now.Add(-12 * time.Minute)}
+	v.Curtail = &inventory.Curtailment{By: "schedule:evening", Why: "schedule", Watts: 20000, At: now.Add(-14 * time.Minute), Due: now.Add(-4 * time.Minute),
+		Until: now.Add(3 * time.Hour), Base: 81000, Draw: 71200, Seen: now.Add(-9 * time.Second), Late: true}
+	for i, m := range []api.MachinePower{
+		{Node: "srv-07", Shed: []inventory.Shed{{Do: inventory.ShedPause, By: "budget", At: now.Add(-3 * time.Minute), Why: "pdu-a-east-rack-12-lower carries 6710 of its 7360 W"}}},
+		{Node: "rig-02", Shed: []inventory.Shed{{Do: inventory.ShedCap, By: "curtailment", At: now.Add(-14 * time.Minute), Why: "20 kW are given back: schedule"}}},
+		{Node: "rig-03", Lie: "it says that it draws 90000 W, more than four times its nameplate of 1800 W"},
+		{Node: "rig-04"},
+	} {
+		m.Circuit, m.On, m.State = "bank-1", "on", inventory.BurningIn
+		if i > 0 {
+			m.WattsAt = now.Add(-10 * time.Second)
+		}
+		v.Machines = append(v.Machines, m)
+	}
+	return v
+}
+
+// powerNight is the same hall after its feed was lost.
+func powerNight() api.PowerView {
+	v := api.PowerView{Draw: 121400, Levels: powerDay().Levels[:2]}
+	v.Levels[1].State, v.Levels[1].Why = "held", "after the blackout of 04:12 nothing starts before a person releases it"
+	v.Blackout = &inventory.Blackout{At: now.Add(-40 * time.Minute), By: "system", Why: "9 of 10 machines lost power within 12 s", Lost: make([]inventory.NodeID, 1816)}
+	return v
 }
 
 var consoleText = strings.Split(`-- smelt: connected --
@@ -502,7 +551,7 @@ const measuring = `<script>addEventListener("load", () => {
 func TestTargets(t *testing.T) {
 	path := chromium(t)
 	srv := showroom(t, true)
-	for _, name := range []string{"floor", "node", "queue", "tasks", "network"} {
+	for _, name := range []string{"floor", "node", "queue", "tasks", "network", "power", "dark"} {
 		dom := browse(t, path, "500,900", srv.URL+"/"+name, "--dump-dom") // headless Chromium is at least 500 wide
 		_, title, _ := strings.Cut(dom, "<title>")
 		title, _, _ = strings.Cut(title, "</title>")
@@ -516,7 +565,7 @@ func TestTargets(t *testing.T) {
 // people to look at.
 func TestScreens(t *testing.T) {
 	path, out := chromium(t), os.Getenv("SMELT_SCREENS")
-	names := []string{"floor", "node", "booting", "burning", "rig", "queue", "tasks", "clear", "network", "alarmed", "login", "empty"}
+	names := []string{"floor", "node", "booting", "burning", "rig", "queue", "tasks", "clear", "network", "power", "dark", "alarmed", "login", "empty"}
 	if out == "" { // not asked for: see that it can be done
 		out, names = t.TempDir(), []string{"tasks"}
 	}
