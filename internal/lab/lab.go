@@ -178,10 +178,12 @@ func Down(ctx context.Context, dir string) error {
 	}
 }
 
-// clearRun removes what belongs to one run. The image store, the site's keys
-// and its secrets stay, so that a second run builds nothing again.
+// clearRun removes what belongs to one run, the keys and passwords of its BMCs
+// with it: those of the next run are others. The image store, the site's keys
+// and its other secrets stay, so that a second run builds nothing again.
 func clearRun(o Options) error {
-	for _, pattern := range []string{"disks/*", "log/*", "slurm/*", "state/smelt.db*", "state/leases*", "state/operator.token"} {
+	for _, pattern := range []string{"disks/*", "log/*", "slurm/*", "state/smelt.db*", "state/leases*", "state/operator.token",
+		"state/bmc/*", "state/refused.json", "state/secrets/adopt*", "state/console/*", "state/locate/*"} {
 		found, err := filepath.Glob(o.path(pattern))
 		if err != nil {
 			return err
