@@ -24,10 +24,10 @@ func newBMC(o *options) *cobra.Command {
 func newBMCList(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "list [NODE...]", Short: "List the BMCs as they were last looked at; exit 3 if something is wrong with one",
-		Long: `List the BMCs as they were last looked at. With -o wide also the key that each
-is held to, and since when it is trusted: compare it with what the BMC's own page
-shows. A BMC that answers with another key gets no password, and is listed as
-key-changed.`,
+		Long: `List the BMCs as they were last looked at. With -o wide also the firmware
+of its other parts, its boot order, the key that each is held to, and since when
+it is trusted: compare that with what the BMC's own page shows. A BMC that
+answers with another key gets no password, and is listed as key-changed.`,
 		Args: atMost(1 << 20), ValidArgsFunction: o.nodeNames,
 		RunE: func(c *cobra.Command, args []string) error {
 			return o.call(c, func(ctx context.Context, cl *api.Client) error {
@@ -61,7 +61,7 @@ func chosen(all []api.BMC, names []string) ([]api.BMC, error) {
 }
 
 func (o *options) showBMCs(c *cobra.Command, list api.BMCList) error {
-	l := listing{doc: list, cols: []string{"node", "bmc", "model", "firmware", "adopted", "power back", "wrong", "looked", "key", "trusted"}, wide: 2}
+	l := listing{doc: list, cols: []string{"node", "bmc", "model", "firmware", "adopted", "power back", "wrong", "looked", "other firmware", "boot order", "key", "trusted"}, wide: 4}
 	wrong := false
 	for _, b := range list.Items {
 		looked, codes := "never", []string{}
@@ -77,7 +77,7 @@ func (o *options) showBMCs(c *cobra.Command, list api.BMCList) error {
 			pins, words = append(pins, dash(k.Pin)), append(words, k.Word())
 		}
 		l.rows = append(l.rows, []string{string(b.Node), b.Via, dash(strings.TrimSpace(b.Vendor + " " + b.Model)), dash(b.Firmware["bmc"]), yes(b.Adopted), dash(b.Restore), dash(strings.Join(codes, " ")), looked,
-			dash(strings.Join(pins, " ")), dash(strings.Join(words, ", "))})
+			dash(otherFirmware(b.Firmware)), dash(strings.Join(b.Boot, " ")), dash(strings.Join(pins, " ")), dash(strings.Join(words, ", "))})
 	}
 	if err := o.show(c, l); err != nil {
 		return err
@@ -95,6 +95,17 @@ func (o *options) showBMCs(c *cobra.Command, list api.BMCList) error {
 		return errNegative
 	}
 	return nil
+}
+
+// otherFirmware is every version but the BMC's own.
+func otherFirmware(all map[string]string) string {
+	var out []string
+	for _, part := range slices.Sorted(maps.Keys(all)) {
+		if part != "bmc" {
+			out = append(out, part+" "+all[part])
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // eachBMC asks verb of one node after the other, and goes on after a refusal.

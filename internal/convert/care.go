@@ -250,7 +250,8 @@ func (c *Conductor) BMCs(ctx context.Context) ([]BMC, error) {
 	for _, n := range nodes {
 		b, err := c.Store.Blob(ctx, n.ID, bmcBlob)
 		if errors.Is(err, store.ErrNotFound) {
-			if v := c.Power[n.ID]; v != nil {
+			v := c.Power[n.ID]
+			if _, ok := c.Care[n.ID]; ok || v != nil && len(v.Keys()) > 0 { // a plug or an outlet is no BMC
 				out = append(out, BMC{Node: n.ID, Via: v.String()})
 			}
 			continue
