@@ -49,6 +49,11 @@ func (b *Blackout) Over() bool {
 	return !b.Released.IsZero() && len(b.Back)+len(b.Failed) >= len(b.Lost)
 }
 
+// Past tells whether it is history: everybody is back, and was for a day.
+func (b *Blackout) Past(now time.Time) bool {
+	return b.Over() && len(b.Failed) == 0 && (len(b.Lost) == 0 || now.Sub(b.Released) > 24*time.Hour)
+}
+
 // A Curtailment gives power back to whoever sells it, for a while.
 type Curtailment struct {
 	By    string    `json:"by"` // operator:NAME, or the window of site.yaml

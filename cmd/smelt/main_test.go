@@ -22,6 +22,7 @@ import (
 	"smelt/internal/server"
 	"smelt/internal/store"
 	"smelt/inventory"
+	"smelt/power"
 )
 
 func TestMain(m *testing.M) {
@@ -88,12 +89,23 @@ func (c *conductor) HallPower() convert.HallPower {
 	now := time.Now()
 	return convert.HallPower{SitePower: c.SitePower(), Draw: 2650, Machines: []convert.MachinePower{
 		{Node: "rig-01", Position: "A3-S2", Circuit: "pdu-a1", State: inventory.NeedsWork, On: "unknown", Nameplate: 1800, Watts: 90000, WattsAt: now, Lie: "it says that it draws 90000 W"},
+		{Node: "rig-02", State: inventory.Discovered, On: "unknown", Nameplate: 1800, ReadError: "GET /redfish/v1/: no route to host"},
 		{Node: "srv-01", Position: "A1-U10", Circuit: "pdu-a1", State: inventory.BurningIn, On: "on", At: now.Add(-90 * time.Minute), Via: "redfish 10.0.0.5", Nameplate: 1800, Learned: 1500, Watts: 1650, WattsAt: now.Add(-12 * time.Second),
 			Shed: []inventory.Shed{{Do: inventory.ShedPause, By: "budget", Why: "too hot", At: now}}},
 	}}
 }
+func (c *conductor) BMCs(context.Context) ([]convert.BMC, error) {
+	return []convert.BMC{
+		{Node: "srv-01", Via: "redfish 10.0.0.5", Adopted: true, Audit: power.Audit{Vendor: "Contoso", Model: "X1", At: time.Now(), Restore: "LastState", Boot: []string{"network", "disk"},
+			Firmware: map[string]string{"bmc": "1.2.3", "bios": "4.5", "psu1": "7"}, Findings: []power.Finding{{Code: "restore-policy", What: "all start at once", Fix: "set it to AlwaysOff"}}}},
+		{Node: "srv-02", Via: "ipmi 10.0.0.6"},
+	}, nil
+}
+func (c *conductor) Learned(context.Context) ([]convert.Learned, error) {
+	return []convert.Learned{{Via: "redfish 10.0.0.5", Node: "srv-01", Code: "ok-and-nothing", Times: 2, Last: time.Now()}}, nil
+}
 func (c *conductor) CanGive(need float64, _ time.Duration) convert.CanGive {
-	return convert.CanGive{Watts: 1300, Draw: 2650, Steps: []inventory.CurtailStep{{Node: "srv-01", Do: inventory.ShedPause, Watts: 1300}}}
+	return convert.CanGive{Watts: 1300, Draw: 2650, Unmeasured: 1, Steps: []inventory.CurtailStep{{Node: "srv-01", Do: inventory.ShedPause, Watts: 1300}}}
 }
 
 // order does what the conductor would with an order about the site's power.

@@ -380,8 +380,15 @@ func newNodePower(o *options) *cobra.Command {
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			node, verb := args[0], args[1]
+			if verb == "soft-off" || verb == "soft" {
+				verb = "softoff"
+			}
 			if !slices.Contains(verbs, verb) {
-				return usageError{fmt.Sprintf("power has no verb %q", verb), "use one of " + strings.Join(verbs, ", ")}
+				next := "use one of " + strings.Join(verbs, ", ")
+				if verb == "status" {
+					next = "smelt power status " + node
+				}
+				return usageError{fmt.Sprintf("power has no verb %q", verb), next}
 			}
 			params := map[string]string{"verb": verb}
 			if force {

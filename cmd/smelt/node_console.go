@@ -123,7 +123,11 @@ func (k *consoleFlags) printLog(c *cobra.Command, node inventory.NodeID) error {
 
 // told says on stderr when there is nothing to see.
 func (k *consoleFlags) told(c *cobra.Command, log api.ConsoleLog) error {
-	if len(log.Items) == 0 {
+	switch {
+	case len(log.Items) > 0:
+	case log.State.Is == "none":
+		fmt.Fprintf(c.ErrOrStderr(), "Nothing is recorded: %s; next: where its BMC speaks IPMI too, name that as a second way under power: in site.yaml\n", strings.Map(printable, log.State.Why))
+	default:
 		fmt.Fprintf(c.ErrOrStderr(), "Nothing was recorded yet; the console is %s\n", consoleState(log.State))
 	}
 	return nil

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,11 +26,14 @@ func newPower(o *options) *cobra.Command {
 	)
 }
 
+// What people type for a verb elsewhere.
+var aliases = map[string][]string{"softoff": {"soft-off", "soft"}}
+
 // powerVerb is node power under the noun that people look for first.
 func powerVerb(o *options, verb, short string) *cobra.Command {
 	inner := newNodePower(o)
 	c := &cobra.Command{
-		Use: verb + " NODE", Short: short, Args: exactly("NODE"), ValidArgsFunction: o.nodeNames,
+		Use: verb + " NODE", Short: short, Aliases: aliases[verb], Args: exactly("NODE"), ValidArgsFunction: o.nodeNames,
 		RunE: func(c *cobra.Command, args []string) error { return inner.RunE(c, []string{args[0], verb}) },
 	}
 	c.Flags().AddFlagSet(inner.Flags())
@@ -37,11 +42,13 @@ func powerVerb(o *options, verb, short string) *cobra.Command {
 
 func newPowerStatus(o *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Each node: on or off as confirmed, what it draws, and what was taken from it for want of power", Args: exactly(),
+		Use: "status [NODE...]", Short: "Each node: on or off as confirmed, what it draws, and what was taken from it for want of power",
+		Args: atMost(1 << 20), ValidArgsFunction: o.nodeNames,
 		Long: `Each node: on or off as it was confirmed last, what it draws and how old that
 reading is, the state of its circuit, and what was taken from it for want of
-power. Above the table: a hold, a blackout, a curtailment.`,
-		RunE: func(c *cobra.Command, _ []string) error {
+power. Above the table: a hold, a blackout, a curtailment; below it: who cannot
+be read, and why.`,
+		RunE: func(c *cobra.Command, args []string) error {
 			return o.call(c, func(ctx context.Context, cl *api.Client) error {
 				v, err := cl.Power(ctx)
 				if err != nil {
@@ -50,10 +57,56 @@ power. Above the table: a hold, a blackout, a curtailment.`,
 				for _, line := range powerLines(v, time.Now()) {
 					fmt.Fprintln(c.ErrOrStderr(), strings.Map(printable, line))
 				}
-				return o.show(c, powerListing(v, time.Now()))
+				if v.Machines, err = machinesNamed(v.Machines, args); err != nil {
+					return err
+				}
+				if err := o.show(c, powerListing(v, time.Now())); err != nil {
+					return err
+				}
+				for _, line := range unreadLines(v.Machines) {
+					fmt.Fprintln(c.ErrOrStderr(), strings.Map(printable, line))
+				}
+				return nil
 			})
 		},
 	}
+}
+
+// machinesNamed are the machines of those names, all without a name.
+func machinesNamed(all []api.MachinePower, names []string) ([]api.MachinePower, error) {
+	if len(names) == 0 {
+		return all, nil
+	}
+	var out []api.MachinePower
+	for _, n := range names {
+		i := slices.IndexFunc(all, func(m api.MachinePower) bool { return string(m.Node) == n })
+		if i < 0 {
+			return nil, usageError{fmt.Sprintf("there is no node %q", n), "smelt node list"}
+		}
+		out = append(out, all[i])
+	}
+	return out, nil
+}
+
+// unreadShown is how many machines that cannot be read are told of below a table.
+const unreadShown = 5
+
+// unreadLines say who cannot be read, and why.
+func unreadLines(all []api.MachinePower) (out []string) {
+	more := 0
+	for _, m := range all {
+		switch {
+		case m.ReadError == "":
+		case len(out) < unreadShown:
+			out = append(out, fmt.Sprintf("%s cannot be read: %s", m.Node, m.ReadError))
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		out = append(out, fmt.Sprintf("%d more cannot be read: smelt power status -o wide", more))
+	}
+	return out
 }
 
 func powerListing(v api.PowerView, now time.Time) listing {
@@ -84,7 +137,7 @@ func powerListing(v api.PowerView, now time.Time) listing {
 		}
 		l.rows = append(l.rows, []string{
 			string(m.Node), dash(string(m.Position)), m.On, age, watts, read, dash(m.Circuit), dash(circuit[m.Circuit]), dash(strings.Join(taken, ", ")),
-			fmt.Sprintf("%.0f", m.Nameplate), learned, dash(m.Via), dash(lie),
+			fmt.Sprintf("%.0f", m.Nameplate), learned, dash(m.Via), dash(cmp.Or(lie, m.ReadError)),
 		})
 	}
 	return l
@@ -95,7 +148,7 @@ func powerLines(v api.PowerView, now time.Time) []string {
 	var out []string
 	if b := v.Blackout; b != nil && b.Released.IsZero() {
 		out = append(out, fmt.Sprintf("BLACKOUT since %s: %s; %d machines wait; next: smelt power release", b.At.Local().Format(time.TimeOnly), b.Why, len(b.Lost)))
-	} else if b != nil {
+	} else if b != nil && !b.Past(now) {
 		out = append(out, fmt.Sprintf("after the blackout: %d of %d machines are back, %d need a person", len(b.Back), len(b.Lost), len(b.Failed)))
 	}
 	if h := v.Hold; h != nil {

@@ -86,6 +86,9 @@ that much in that time. --dry-run shows what would give how much.`,
 					}
 					if !can.Enough {
 						fmt.Fprintf(c.ErrOrStderr(), "The site could give back %.1f kW of %.1f kW within %s.\n", can.Watts/1000, w/1000, within)
+						if can.Unmeasured > 0 {
+							fmt.Fprintf(c.ErrOrStderr(), "%d machines are on and not measured: what they could give does not count.\n", can.Unmeasured)
+						}
 						return errNegative
 					}
 					return say(c, nil, "Would give back about %.1f kW (dry run: nothing was done)", can.Watts/1000)

@@ -52,13 +52,14 @@ type MachinePower struct {
 	Node      inventory.NodeID   `json:"node"`
 	Position  inventory.Position `json:"position,omitempty"`
 	Circuit   string             `json:"circuit,omitempty"`
-	State     inventory.State    `json:"state"`           // of its life
-	On        string             `json:"on"`              // on, off, unknown: as confirmed
-	At        time.Time          `json:"at,omitzero"`     // when
-	Via       string             `json:"via,omitempty"`   // by whom
-	Read      string             `json:"read,omitempty"`  // what its controller said last, not confirmed
-	ReadAt    time.Time          `json:"readAt,omitzero"` //
-	Watts     float64            `json:"watts"`           // measured last; see WattsAt
+	State     inventory.State    `json:"state"`               // of its life
+	On        string             `json:"on"`                  // on, off, unknown: as confirmed
+	At        time.Time          `json:"at,omitzero"`         // when
+	Via       string             `json:"via,omitempty"`       // by whom
+	Read      string             `json:"read,omitempty"`      // what its controller said last, not confirmed
+	ReadAt    time.Time          `json:"readAt,omitzero"`     //
+	ReadError string             `json:"readError,omitempty"` // why its last reading failed
+	Watts     float64            `json:"watts"`               // measured last; see WattsAt
 	WattsAt   time.Time          `json:"wattsAt,omitzero"`
 	Nameplate float64            `json:"nameplate"`
 	Learned   float64            `json:"learned,omitempty"` // peak at burn-in

@@ -108,6 +108,9 @@ func (c *Conductor) Sampled(id inventory.NodeID, s power.State, watts float64, a
 	c.sampled(id, s, watts, at)
 }
 
+// Saw is what came of reading a machine.
+func (c *Conductor) Saw(s power.Sample) { c.saw(s) }
+
 // OrderPower carries out an order about the site's power.
 func (c *Conductor) OrderPower(ctx context.Context, i store.Intent) error {
 	return c.orderPower(ctx, i)

@@ -367,7 +367,7 @@ func (t *turn) switchPower(i store.Intent) (bool, error) {
 	if verb == "on" || verb == "cycle" {
 		// A machine that runs holds its grant already; a person's wish makes no room.
 		if err := t.Budget.Grant(t.n.ID, t.n.Spec.Circuit, t.watts(t.n), t.at); err != nil {
-			return false, fmt.Errorf("%w; smelt power budget", err)
+			return false, fmt.Errorf("%w; %s", err, t.roomHint())
 		}
 	}
 	id, actor := i.ID, i.Actor

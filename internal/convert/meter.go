@@ -47,6 +47,8 @@ type gauge struct {
 	idle  float64 // the least that it drew while on; 0: not known
 	lie   string  // what was wrong with its last reading
 
+	failed string // why its controller could not be read the last time; "" when it could
+
 	state   power.State // last read
 	reads   int         // how often in a row it was read so
 	stateAt time.Time
@@ -113,9 +115,7 @@ func implausible(w, nameplate float64) string {
 
 // meter reads every machine and every PDU until ctx ends.
 func (c *Conductor) meter(ctx context.Context) error {
-	p := power.NewPoller(c.Power, power.PollConfig{Every: c.meterPace(), Limit: meterEvery, Seen: func(s power.Sample) {
-		c.sampled(s.Node, s.State, s.Readings.Watts, s.At)
-	}})
+	p := power.NewPoller(c.Power, power.PollConfig{Every: c.meterPace(), Limit: meterEvery, Seen: c.saw})
 	var g errgroup.Group
 	if len(c.Power) > 0 {
 		g.Go(func() error {
@@ -181,6 +181,18 @@ func (c *Conductor) sampled(id inventory.NodeID, state power.State, watts float6
 		c.mu.Lock()
 		c.found[id] = foundState{state, at}
 		c.mu.Unlock()
+	}
+}
+
+// saw takes in a sample. Why one failed is kept for whoever asks why nothing is
+// known of the machine.
+func (c *Conductor) saw(s power.Sample) {
+	c.sampled(s.Node, s.State, s.Readings.Watts, s.At)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g := c.gauges[s.Node]
+	if g.failed = ""; s.Err != nil {
+		g.failed = s.Err.Error()
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"smelt/internal/store"
 	"smelt/inventory"
 	"smelt/power"
+	"smelt/power/care"
 	"smelt/power/powertest"
 )
 
@@ -296,6 +297,54 @@ func TestFoundOn(t *testing.T) {
 		t.Fatalf("it is %s", n.Power.On)
 	}
 	full("switched on by hand")
+}
+
+// Whoever asks why nothing is known of a machine is told.
+func TestNotRead(t *testing.T) {
+	p := plantOf(t, 16, inventory.Inspected)
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{{errors.New("no route to host"), "no route to host"}, {nil, ""}} {
+		p.c.Saw(power.Sample{Node: nodeID(0), State: power.Unknown, Readings: power.Readings{Watts: math.NaN()}, Err: tt.err, At: p.now})
+		if m := p.c.HallPower().Machines[0]; m.ReadError != tt.want {
+			t.Errorf("%v: %q", tt.err, m.ReadError)
+		}
+	}
+}
+
+// What switches a machine is not always a BMC: only those are listed.
+func TestOnlyBMCs(t *testing.T) {
+	p := plantOf(t, 16, inventory.Inspected, inventory.Inspected)
+	p.conf.Care = map[inventory.NodeID]care.Device{nodeID(1): {}}
+	p.restart()
+	if list, err := p.c.BMCs(t.Context()); err != nil || len(list) != 1 || list[0].Node != nodeID(1) || list[0].Via == "" {
+		t.Errorf("%+v, error %v", list, err)
+	}
+}
+
+// A start that is refused says what the operator does next.
+func TestRefusedStart(t *testing.T) {
+	p := plantOf(t, 6, inventory.Inspected) // 1104 W: one machine
+	refused := func(want string) {
+		t.Helper()
+		if r := p.ask(0, "power", map[string]string{"verb": "cycle", "force": "yes"}); r.OK || !strings.Contains(r.Error, want) {
+			t.Errorf("answer %+v, want %q", r, want)
+		}
+	}
+	if err := p.order("hold", map[string]string{"reason": "busbar"}); err != nil {
+		t.Fatal(err)
+	}
+	refused("held: busbar; smelt power resume")
+	if err := p.order("resume", nil); err != nil {
+		t.Fatal(err)
+	}
+	p.c.Budget.Restore("other", "pdu", 1000)
+	refused("are needed; smelt power budget")
+	if err := p.order("blackout", map[string]string{"reason": "dark"}); err != nil {
+		t.Fatal(err)
+	}
+	refused("; smelt power release")
 }
 
 // What a lying meter says causes nothing.

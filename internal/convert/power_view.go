@@ -25,6 +25,7 @@ type MachinePower struct {
 	Via       string
 	Read      string
 	ReadAt    time.Time
+	ReadError string
 	Watts     float64
 	WattsAt   time.Time
 	Nameplate float64
@@ -44,7 +45,7 @@ func (c *Conductor) HallPower() HallPower {
 			v.On = power.Unknown.String()
 		}
 		if g, ok := c.gauge(m.id); ok {
-			v.Lie, v.ReadAt = g.lie, g.stateAt
+			v.Lie, v.ReadAt, v.ReadError = g.lie, g.stateAt, g.failed
 			if g.state != 0 {
 				v.Read = g.state.String()
 			}

@@ -20,6 +20,20 @@ func draws(n inventory.Node) bool {
 	return true
 }
 
+// roomHint is what an operator does about a start that the budget refused.
+func (t *turn) roomHint() string {
+	h := t.SitePower()
+	switch {
+	case h.Hold != nil:
+		return "smelt power resume lifts the hold"
+	case h.Blackout != nil && h.Blackout.Released.IsZero():
+		return "smelt power release lets machines start again"
+	case h.Curtail != nil:
+		return "smelt power status shows what is given back, smelt power curtail --end ends it"
+	}
+	return "smelt power budget shows which circuit is full"
+}
+
 // keepRoom reserves for a machine that was found to draw without having asked,
 // and gives back what one held that was switched off and waits for nothing.
 // What was lost in a blackout or shut down for want of power stays reserved: it

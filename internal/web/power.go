@@ -115,7 +115,7 @@ func (p Power) Dark() *inventory.Blackout {
 
 // Returning is the blackout that machines come back from, or nil.
 func (p Power) Returning() *inventory.Blackout {
-	if b := p.View.Blackout; b != nil && !b.Released.IsZero() {
+	if b := p.View.Blackout; b != nil && !b.Released.IsZero() && !b.Past(p.Now) {
 		return b
 	}
 	return nil
