@@ -209,7 +209,7 @@ func fields(text string) map[string]string {
 	out := map[string]string{}
 	for line := range strings.Lines(strings.ToValidUTF8(text, "?")) {
 		name, value, ok := strings.Cut(line, ":")
-		if name, value = strings.TrimSpace(name), strings.TrimSpace(value); ok && name != "" && out[name] == "" {
+		if name, value = legible(name), legible(value); ok && name != "" && out[name] == "" {
 			out[name] = value
 		}
 	}

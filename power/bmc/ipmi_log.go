@@ -52,7 +52,7 @@ func parseSEL(text string, names map[string]string) ([]power.LogEntry, error) {
 		line = strings.TrimSpace(line)
 		f := strings.Split(line, "|")
 		for n := range f {
-			f[n] = strings.TrimSpace(f[n])
+			f[n] = legible(f[n])
 		}
 		if len(f) < 4 {
 			if strings.Contains(line, "failed") || strings.Contains(line, "rror") {

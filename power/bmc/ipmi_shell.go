@@ -323,7 +323,7 @@ func (i *ipmi) explain(ctx context.Context, said string) error {
 
 // clip is the end of what a program said, on one line.
 func clip(said string) string {
-	said = strings.Join(strings.Fields(strings.ToValidUTF8(said, "?")), " ")
+	said = strings.Join(strings.Fields(harmless(said)), " ")
 	if len(said) > maxSaid {
 		said = "…" + strings.ToValidUTF8(said[len(said)-maxSaid:], "")
 	}

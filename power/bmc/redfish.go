@@ -69,6 +69,7 @@ type session struct {
 	root     root
 	http     *http.Client
 	password string
+	fresh    string // a password that it is to get
 	token    string // of the session
 	basic    bool   // no session: basic authentication
 	path     string // of the session, to delete it
@@ -112,7 +113,12 @@ func suites() []uint16 {
 }
 
 // with logs in, deletes what killed processes left, runs f and logs out.
-func (r *redfish) with(ctx context.Context, f func(*session) error) error {
+func (r *redfish) with(ctx context.Context, f func(*session) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = worded{err}
+		}
+	}()
 	password, err := r.cfg.Password(ctx)
 	if err != nil {
 		return fmt.Errorf("password of the BMC: %w", err)
@@ -225,13 +231,10 @@ func (s *session) sendLimited(ctx context.Context, method, ref string, header ht
 // refusal words an answer that is no success.
 func (s *session) refusal(res *http.Response, body []byte) error {
 	m := extended(body)
-	said := m.String()
-	if s.password != "" {
-		said = strings.ReplaceAll(said, s.password, "(password)")
-	}
+	m.id, m.text = s.hide(m.id), s.hide(m.text) // before it is cut
 	err := error(answerError{
 		status: res.StatusCode,
-		text:   strings.TrimSuffix(fmt.Sprintf("%s %s: %s: %s", res.Request.Method, res.Request.URL.Path, res.Status, said), ": "),
+		text:   strings.TrimSuffix(fmt.Sprintf("%s %s: %s: %s", res.Request.Method, res.Request.URL.Path, res.Status, m), ": "),
 	})
 	switch {
 	case strings.HasSuffix(m.id, ".PasswordChangeRequired"):
@@ -247,6 +250,29 @@ func (s *session) refusal(res *http.Response, body []byte) error {
 	}
 	return err
 }
+
+// hide takes our passwords out of what the BMC says: some repeat what they were
+// sent.
+func (s *session) hide(said string) string {
+	for _, secret := range []string{s.password, s.fresh} {
+		if secret == "" {
+			continue
+		}
+		said = strings.ReplaceAll(said, secret, "(password)")
+		if j, err := json.Marshal(secret); err == nil {
+			said = strings.ReplaceAll(said, string(j[1:len(j)-1]), "(password)")
+		}
+	}
+	return said
+}
+
+// worded makes the words of an error harmless: the BMC chose some of them.
+type worded struct{ error }
+
+const maxWords = 1000 // bytes
+
+func (w worded) Error() string { return cut(harmless(w.error.Error()), maxWords) }
+func (w worded) Unwrap() error { return w.error }
 
 // An answerError is an answer of the BMC that is no success.
 type answerError struct {

@@ -21,7 +21,7 @@ func unread(a *power.Audit, what string, err error) error {
 	if err == nil || !errors.As(err, &answer) {
 		return err // the connection itself
 	}
-	a.Findings = append(a.Findings, power.Finding{Code: "not-read", What: what + ": " + err.Error(),
+	a.Findings = append(a.Findings, power.Finding{Code: "not-read", What: legible(what + ": " + err.Error()),
 		Fix: "give the account of Smelt the role Administrator, or accept that this is not watched"})
 	return nil
 }
@@ -253,23 +253,13 @@ func (r *redfish) SetPassword(ctx context.Context, password string) error {
 		if err != nil {
 			return fmt.Errorf("set the password of %s: %w", s.cfg.User, err)
 		}
-		err = s.patch(ctx, own.at, own.etags, map[string]string{"Password": password})
-		if err != nil {
-			// A BMC may repeat what it refuses.
-			return fmt.Errorf("set the password of %s: %w", s.cfg.User, redacted{err, password})
+		s.fresh = password
+		if err = s.patch(ctx, own.at, own.etags, map[string]string{"Password": password}); err != nil {
+			return fmt.Errorf("set the password of %s: %w", s.cfg.User, err)
 		}
 		return nil
 	})
 }
-
-// redacted is an error without a secret in its words.
-type redacted struct {
-	error
-	secret string
-}
-
-func (r redacted) Error() string { return strings.ReplaceAll(r.error.Error(), r.secret, "(password)") }
-func (r redacted) Unwrap() error { return r.error }
 
 // own finds the account of this login.
 func (s *session) own(ctx context.Context, password string) (managerAccount, error) {

@@ -211,15 +211,20 @@ func logEntry(b []byte) (power.LogEntry, bool) {
 
 // legible makes a text from a device short and whole: no control characters reach
 // a terminal.
-func legible(s string) string {
-	s = strings.Map(func(r rune) rune {
+func legible(s string) string { return strings.TrimSpace(cut(harmless(s), maxText)) }
+
+func harmless(s string) string {
+	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
 			return ' '
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
-	if len(s) > maxText {
-		s = strings.ToValidUTF8(s[:maxText], "") + "…"
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
 	}
-	return strings.TrimSpace(s)
+	return s
 }

@@ -238,12 +238,14 @@ func (s *session) supplies(ctx context.Context, c box) (float64, error) {
 // heat fills in temperatures and fans.
 func (s *session) heat(ctx context.Context, c box, out power.Readings) error {
 	temperature := func(name string, n *number) {
-		if v, ok := n.value(); ok && name != "" && v > -maxCelsius && v < maxCelsius {
+		name = legible(name)
+		if v, ok := n.value(); ok && name != "" && len(out.Celsius) < maxSensors && v > -maxCelsius && v < maxCelsius {
 			out.Celsius[name] = v
 		}
 	}
 	fan := func(name string, n *number) {
-		if v, ok := n.value(); ok && name != "" && v >= 0 && v < maxRPM {
+		name = legible(name)
+		if v, ok := n.value(); ok && name != "" && len(out.RPM) < maxSensors && v >= 0 && v < maxRPM {
 			out.RPM[name] = v
 		}
 	}
@@ -347,7 +349,11 @@ func first(names ...string) string {
 	return ""
 }
 
-const maxMembers = 64 // read one by one
+const (
+	maxMembers  = 64   // read one by one
+	maxExpanded = 1024 // that came in one answer
+	maxSensors  = 1024 // of one kind; an HGX board has some hundred
+)
 
 // members are those of a collection, in one request where the service can.
 func (s *session) members(ctx context.Context, l link) ([]json.RawMessage, error) {
@@ -358,7 +364,7 @@ func (s *session) members(ctx context.Context, l link) ([]json.RawMessage, error
 		var all struct{ Members []json.RawMessage }
 		_, err := s.getLimited(ctx, l.ID+"?$expand=.($levels=1)", &all, maxLog)
 		if err == nil && expanded(all.Members) {
-			return all.Members, nil
+			return all.Members[:min(len(all.Members), maxExpanded)], nil
 		}
 		if err != nil && !answered(err, 400, 404, 500, 501) {
 			return nil, err
