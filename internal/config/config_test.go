@@ -181,6 +181,8 @@ func TestMistakes(t *testing.T) {
 		{"no such line", "lines: L1,", "lines: L4,", "L4, derate", `"L4" is not allowed here`},
 		{"all reserved", "phases: 3, derate: 0.8}", "phases: 3, derate: 0.8, reserve: 12000}", "12000", "reserve on feed-a and below it is 12000 W on a line, of 11639 W; reserve is in watts"},
 		{"negative reserve", "phases: 3, derate: 0.8}", "phases: 3, derate: 0.8, reserve: -1}", "-1}", "reserve is -1; it must not be below 0"},
+		{"watts beyond all sums", "watts: 1800", "watts: 1e17", "1e17", "watts is 1e+17; it must be above 0 and below 1000000; 1200 is 1.2 kW"},
+		{"watts that are none", "watts: 1800", "watts: .nan", ".nan", "watts is NaN; it must be above 0"},
 		{"node above its breaker", "watts: 1800", "watts: 6000", "pdu-a1\n    power: {driver: pdu", "node rig-01 takes 6000 W, more than pdu pdu-a1 can carry for long (5888 W on a line); correct its watts"},
 		{"node above a breaker further up", "amps: 63", "amps: 7", "pdu-a1\n    power: {driver: pdu", "node rig-01 takes 1800 W, more than feed feed-a can carry for long (1293 W on a line)"},
 		{"secret in clear", "{secret: bmc-srv-01}", "hunter2", "hunter2", "a secret stands here in clear; store it with: smelt secret set"},

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -241,10 +240,14 @@ func (p *parser) addr(t text) netip.Addr {
 	return a
 }
 
-// positive refuses zero, negative numbers and what is no number.
-func (p *parser) positive(n number, what string) {
-	if n.set() && !(n.v > 0 && !math.IsInf(n.v, 0)) {
-		p.fail(n.at, "", "%s is %v; it must be above 0", what, n.v)
+// maxWatts is what no node takes: beyond some ten to the 15th it would not fit
+// the sums of a power tree, and look like room.
+const maxWatts = 1e6
+
+// watts refuses what is no number, or the power of no node.
+func (p *parser) watts(n number) {
+	if n.set() && !(n.v > 0 && n.v < maxWatts) {
+		p.fail(n.at, "1200 is 1.2 kW", "watts is %v; it must be above 0 and below %.0f", n.v, maxWatts)
 	}
 }
 
@@ -294,7 +297,7 @@ func (p *parser) classes(raw []rawClass) {
 			p.fail(r.Wipe.at, "leave wipe out", "a system that runs from memory wipes no disk")
 		}
 		p.unique(where, r.Name.at, "class", c.Name)
-		p.positive(r.Watts, "watts")
+		p.watts(r.Watts)
 		if r.Wipe.v != "" {
 			c.Wipe = r.Wipe.v
 		}
@@ -359,7 +362,7 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 			n.BMCMAC = &m
 		}
 		if r.Watts.set() {
-			p.positive(r.Watts, "watts")
+			p.watts(r.Watts)
 			n.Watts = r.Watts.v
 		}
 		p.onCircuit(r, n, class.Name != "")
