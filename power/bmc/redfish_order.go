@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -80,8 +81,11 @@ func (r *redfish) SetBootOrder(ctx context.Context, d power.Device) ([]string, e
 			return nil
 		}
 		at, tags := sys.ID, sys.etags
-		if sys.Settings.Object.ID != "" {
-			set, err := s.readSystem(ctx, sys.Settings.Object.ID)
+		if ref := sys.Settings.Object.ID; ref != "" {
+			if sys.part(ref) == "" { // it would be another machine's
+				return fmt.Errorf("boot order: the settings of system %s are said to be at %q, which is not part of it: nothing was changed", path.Base(sys.ID), ref)
+			}
+			set, err := s.readSystem(ctx, ref)
 			if err != nil {
 				return err
 			}

@@ -202,11 +202,19 @@ func (s *session) action(ctx context.Context, sys system, types []string) (typ, 
 	}
 	// An action belongs to its resource (DSP0266): one that is elsewhere would
 	// switch another machine.
-	target = inService(reset.Target)
-	if !strings.HasPrefix(target, strings.TrimSuffix(inService(sys.ID), "/")+"/") {
+	if target = sys.part(reset.Target); target == "" {
 		return "", "", fmt.Errorf("reset: the action of system %s is said to be at %q, which is not part of it: nothing was done", path.Base(sys.ID), reset.Target)
 	}
 	return typ, target, nil
+}
+
+// part is the path of ref when it is below the system, else "".
+func (s system) part(ref string) string {
+	at := inService(ref)
+	if !strings.HasPrefix(at, strings.TrimSuffix(inService(s.ID), "/")+"/") {
+		return ""
+	}
+	return at
 }
 
 // readBacks are the pauses before the reads after a change; firmware takes a

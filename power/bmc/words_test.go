@@ -115,3 +115,26 @@ func TestEchoes(t *testing.T) {
 		t.Errorf("escaped: %v", err)
 	}
 }
+
+// The settings of one system are part of it: a BMC that points elsewhere must
+// not have the boot order of another machine changed.
+func TestSettingsElsewhere(t *testing.T) {
+	patched := ""
+	note := func(w http.ResponseWriter, r *http.Request) {
+		patched = r.URL.Path
+		w.WriteHeader(http.StatusNoContent)
+	}
+	const order = `"Boot": {"BootOrder": ["d", "n"], "BootOptions": {"@odata.id": "/redfish/v1/Systems/1/BootOptions"}}`
+	c := hostile(t, map[string]func(http.ResponseWriter, *http.Request){
+		"GET /redfish/v1/Systems":                 says(`{"Members": [{"@odata.id": "/redfish/v1/Systems/1"}]}`),
+		"GET /redfish/v1/Systems/1":               says(`{` + order + `, "@Redfish.Settings": {"SettingsObject": {"@odata.id": "/redfish/v1/Systems/10"}}}`),
+		"GET /redfish/v1/Systems/10":              says(`{` + order + `}`),
+		"GET /redfish/v1/Systems/1/BootOptions":   says(`{"Members": [{"@odata.id": "/redfish/v1/Systems/1/BootOptions/n"}]}`),
+		"GET /redfish/v1/Systems/1/BootOptions/n": says(`{"BootOptionReference": "n", "Alias": "Pxe"}`),
+		"PATCH /redfish/v1/Systems/1":             note,
+		"PATCH /redfish/v1/Systems/10":            note,
+	})
+	if _, err := c.SetBootOrder(t.Context(), power.Network); err == nil || patched != "" || !strings.Contains(err.Error(), "not part of it") {
+		t.Errorf("patched %q, error %v", patched, err)
+	}
+}
