@@ -18,7 +18,7 @@ import (
 
 func newBMC(o *options) *cobra.Command {
 	return group("bmc", "The BMCs of nodes: what is wrong with them, passwords of their own, what they lie about",
-		newBMCList(o), newBMCAudit(o), newBMCAdopt(o), newBMCQuirks(o))
+		newBMCList(o), newBMCAudit(o), newBMCAdopt(o), newBMCOrder(o), newBMCQuirks(o))
 }
 
 func newBMCList(o *options) *cobra.Command {
@@ -224,6 +224,34 @@ manual: one attempt, once a day, never on a BMC that was adopted.`,
 	f.StringVar(&vendor, "default-of", "", "log in with the credential that this maker ships: "+vendors())
 	f.StringVar(&confirm, "confirm", "", "the node's name (of several: all), instead of typing it")
 	f.BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
+	return c
+}
+
+func newBMCOrder(o *options) *cobra.Command {
+	var first string
+	var dry bool
+	c := &cobra.Command{
+		Use: "order NODE...", Short: "Put right the boot order of machines: the network first, or the disk",
+		Long: `Put the network or the disk first in the machine's own boot order, keep the rest
+as it is, and read it back. Installers and firmware updates lose entries of it.
+Some firmware takes it over at its next start only. What it is now shows
+smelt bmc audit NODE, then smelt bmc list NODE -o wide. IPMI cannot do this.`,
+		Example: "  smelt bmc order srv-01\n  smelt bmc order srv-01 --first disk",
+		Args:    atMost(1 << 20), ValidArgsFunction: o.nodeNames,
+		RunE: func(c *cobra.Command, args []string) error {
+			if first != power.Network.String() && first != power.Disk.String() {
+				return usageError{fmt.Sprintf("--first %q: there is no such thing", first), "use network or disk"}
+			}
+			if len(args) == 0 {
+				return usageError{"bmc order wants at least one NODE", "smelt bmc list"}
+			}
+			return o.eachBMC(c, args, false, dry, "bmc-order", "set the boot order of", func(string) (map[string]string, error) {
+				return map[string]string{"first": first}, nil
+			})
+		},
+	}
+	c.Flags().StringVar(&first, "first", power.Network.String(), "network or disk")
+	c.Flags().BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
 	return c
 }
 

@@ -213,6 +213,8 @@ func (t *turn) carryOut(i store.Intent) (answered bool, err error) {
 		return t.bmcAudit(i)
 	case "bmc-adopt":
 		return t.bmcAdopt(i)
+	case "bmc-order":
+		return t.bmcOrder(i)
 	case "shed":
 		return t.shedBy(i)
 	case "prove":

@@ -323,6 +323,31 @@ func TestOnlyBMCs(t *testing.T) {
 	}
 }
 
+// The boot order is put right, and looked at again; the event says what is now.
+func TestBootOrder(t *testing.T) {
+	p := plantOf(t, 16, inventory.Inspected)
+	if r := p.ask(0, "bmc-order", map[string]string{"first": "floppy"}); r.OK || !strings.Contains(r.Error, "want network or disk") {
+		t.Errorf("answer %+v", r)
+	}
+	if r := p.ask(0, "bmc-order", map[string]string{"first": "disk"}); !r.OK {
+		t.Fatalf("answer %+v", r)
+	}
+	events, err := p.st.NodeEvents(t.Context(), nodeID(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := events[len(events)-1]; last.Evidence["order"] != "disk network" || last.Actor != "operator:anna" {
+		t.Errorf("event %+v", last)
+	}
+	if list, err := p.c.BMCs(t.Context()); err != nil || len(list) != 1 || list[0].Audit.At.IsZero() {
+		t.Errorf("it was not looked at again: %+v, error %v", list, err)
+	}
+	p.fakes[nodeID(0)].SetScript(powertest.Script{After: errors.New("503")})
+	if r := p.ask(0, "bmc-order", map[string]string{"first": "disk"}); r.OK || !strings.Contains(r.Error, "503") {
+		t.Errorf("answer %+v", r)
+	}
+}
+
 // A start that is refused says what the operator does next.
 func TestRefusedStart(t *testing.T) {
 	p := plantOf(t, 6, inventory.Inspected) // 1104 W: one machine

@@ -48,6 +48,7 @@ var verbs = []verb{
 	{"power", Technician, "Switch a node: verb is on, off, softoff or cycle; all but on need confirm, and force=yes where that cuts work short", []string{"verb", "force", "confirm"}, false},
 	{"bmc-audit", Technician, "Look at the BMC of a node: firmware, accounts, what is wrong with it", nil, false},
 	{"bmc-adopt", Operator, "Give the BMC of a node a password of its own; vendor begins with the credential that vendor ships, once a day", []string{"vendor", "confirm"}, true},
+	{"bmc-order", Operator, "Put what first names, network or disk, first in the machine's own boot order, as its BMC reads it back", []string{"first"}, false},
 	{"shed", Operator, "Take power from a node, or give it back: do is cap (its cards draw less), pause (its burn-in waits), softoff (it is asked to shut down) or undo", []string{"do", "reason"}, false},
 	{"prove", Technician, "Prove which outlets feed a node: its burn-in is paused for a moment, or it is switched on when it is off; an outlet is never switched", nil, false},
 }

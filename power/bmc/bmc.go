@@ -192,9 +192,7 @@ func (c *Controller) SetRestorePolicy(ctx context.Context, p power.RestorePolicy
 // its order, and returns the order that the BMC reads back. Some firmware takes
 // it over at the next start only.
 func (c *Controller) SetBootOrder(ctx context.Context, first power.Device) ([]string, error) {
-	if o, ok := c.driver.(interface {
-		SetBootOrder(context.Context, power.Device) ([]string, error)
-	}); ok {
+	if o, ok := c.driver.(power.Orderer); ok {
 		return o.SetBootOrder(ctx, first)
 	}
 	return nil, unsupported("set the boot order")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"smelt/power"
@@ -104,6 +105,19 @@ func (f *Fake) Audit(ctx context.Context) (power.Audit, error) {
 		Accounts: []power.Account{{ID: "1", Name: "admin", Role: "Administrator", Enabled: true}},
 		Restore:  f.device.restore, At: time.Now(),
 	}, nil
+}
+
+// SetBootOrder puts first at the head of network and disk.
+func (f *Fake) SetBootOrder(ctx context.Context, first power.Device) ([]string, error) {
+	s, err := f.begin(ctx, "order "+first.String())
+	if err != nil {
+		return nil, err
+	}
+	order := []string{power.Network.String(), power.Disk.String()}
+	if first == power.Disk {
+		slices.Reverse(order)
+	}
+	return order, s.After
 }
 
 // SetPassword changes what the device wants; the Fake goes on sending what Use
