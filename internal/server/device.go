@@ -61,7 +61,21 @@ func kept[T any](d *devices, question string, life time.Duration, ask func() (T,
 		return v, time.Time{}, err
 	}
 	a.value, a.at = v, time.Now()
+	time.AfterFunc(life, func() { a.drop(life) })
 	return v, a.at, nil
+}
+
+// drop forgets an answer that is too old to be given again: whoever asks for the
+// screens of two thousand machines must not leave gigabytes behind. Who holds
+// the lock is asking for the next one.
+func (a *answer) drop(life time.Duration) {
+	if !a.mu.TryLock() {
+		return
+	}
+	defer a.mu.Unlock()
+	if time.Since(a.at) >= life {
+		a.value = nil
+	}
 }
 
 // device finds the controller of a node. It answers the request itself when
