@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,7 @@ type Conductor struct {
 	Config
 	secret   []byte // handoff sessions are derived from it, so that asking twice gives the same
 	ready    chan struct{}
+	metered  chan struct{} // closed when every PDU was read once, or did not answer
 	wake     chan struct{}
 	jobs     sync.WaitGroup
 	learning sync.Mutex // held while learnedBlob is written
@@ -118,6 +120,7 @@ func New(c Config) (*Conductor, error) {
 		Config:  c,
 		secret:  secret,
 		ready:   make(chan struct{}),
+		metered: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		locks:   map[inventory.NodeID]*sync.Mutex{},
 		changed: map[inventory.NodeID]chan struct{}{},
@@ -253,6 +256,13 @@ func (c *Conductor) conduct(ctx context.Context) error {
 	c.mu.Lock()
 	c.restored = true
 	c.mu.Unlock()
+	// What flows and belongs to no machine is known by the meters of circuits
+	// alone: nothing is granted before they were read once.
+	select {
+	case <-c.metered:
+	case <-ctx.Done():
+		return nil
+	}
 	p := pool{c: c, running: map[inventory.NodeID]bool{}, again: map[inventory.NodeID]bool{}, failed: make(chan error, 1), idle: make(chan struct{}, 1)}
 	defer p.wg.Wait()
 	first := true
@@ -479,6 +489,10 @@ func (c *Conductor) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("conductor: %w", err)
 	}
+	specs := map[inventory.NodeID]inventory.Spec{}
+	for _, s := range c.Site.Specs {
+		specs[s.Name] = s
+	}
 	known := map[inventory.NodeID]inventory.Node{}
 	for _, n := range nodes {
 		known[n.ID] = n
@@ -491,11 +505,18 @@ func (c *Conductor) restore(ctx context.Context) error {
 			}
 			running = sinceMove(events).mark(markRestart) != nil
 		}
-		if running || draws(n) {
+		if running {
 			c.active[n.ID] = true
 		}
 		if running || draws(n) {
-			c.Budget.Restore(n.ID, n.Spec.Circuit, c.watts(n))
+			at := n // where site.yaml says that it hangs now: the node hears of it only below
+			if s, ok := specs[n.ID]; ok {
+				at.Spec = s
+			}
+			if !c.onTree(at.Spec.Circuit) {
+				c.Log.Error("what a machine draws counts nowhere: its circuit is not in site.yaml any more", "node", n.ID, "circuit", at.Spec.Circuit)
+			}
+			c.Budget.Restore(n.ID, at.Spec.Circuit, c.watts(at))
 		}
 		c.remember(n)
 		if _, err := c.learned(ctx, n); err != nil {
@@ -511,6 +532,10 @@ func (c *Conductor) restore(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (c *Conductor) onTree(circuit string) bool {
+	return circuit == "" || slices.ContainsFunc(c.Site.Circuits, func(x inventory.Circuit) bool { return x.Name == circuit })
 }
 
 // adopt makes the stored node what site.yaml says.

@@ -124,11 +124,13 @@ func (c *Conductor) meter(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error {
+		c.readPDUs(ctx)
+		close(c.metered)
 		for {
-			c.readPDUs(ctx)
 			if sleep(ctx, c.meterPace()) != nil {
 				return nil
 			}
+			c.readPDUs(ctx)
 		}
 	})
 	return g.Wait()

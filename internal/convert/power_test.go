@@ -108,6 +108,9 @@ func (p *plant) put(i int, spec inventory.Spec, to inventory.State) {
 		events = append(events, inventory.Event{Kind: inventory.KindMoved, To: inventory.Approved, Plan: &plan, Reason: "test"},
 			inventory.Event{Kind: inventory.KindMoved, To: inventory.Starting, Reason: "test"})
 	}
+	if to == inventory.Approved {
+		events = events[:len(events)-1]
+	}
 	if to == inventory.BurningIn || to == inventory.InService {
 		events = append(events, inventory.Event{Kind: inventory.KindMoved, To: inventory.BurningIn, Image: image, Reason: "test"})
 	}
@@ -370,6 +373,83 @@ func TestRefusedStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("; smelt power release")
+}
+
+// What runs counts on its circuits in the next process, where site.yaml says that
+// the machine hangs now, and not as a conversion.
+func TestRunsOnInTheNextProcess(t *testing.T) {
+	p := plantOf(t, 8, inventory.InService, inventory.Inspected)
+	p.conf.Site.Circuits = append(p.conf.Site.Circuits, inventory.Circuit{Name: "other", Kind: "pdu", Volts: 230, Amps: 16, Phases: 1, Derate: 0.8})
+	for i := range p.conf.Site.Specs { // both were plugged in elsewhere
+		p.conf.Site.Specs[i].Circuit = "other"
+	}
+	p.restart()
+	if l := p.c.Levels(); l[0].Granted != 0 || l[1].Granted != 2000 {
+		t.Errorf("granted %v W on the old circuit and %v W on the new one", l[0].Granted, l[1].Granted)
+	}
+
+	p = plantOf(t, 100, inventory.InService, inventory.Approved, inventory.Approved, inventory.Approved)
+	p.conf.Site.MaxActive = 1
+	p.restart()
+	p.steps()
+	waits := 0
+	for i := range p.nodes {
+		if n := p.node(i); strings.Contains(n.Note, "waits for its turn") {
+			waits++
+		}
+	}
+	if waits != 2 {
+		t.Errorf("of three that are approved, %d wait for the one conversion that may run", waits)
+	}
+}
+
+// A server that starts reads the meters of circuits before it grants anything:
+// what flows there may belong to nobody that it knows.
+func TestMetersBeforeGrants(t *testing.T) {
+	p := plantOf(t, 16, inventory.Inspected)
+	slow := make(chan struct{})
+	p.conf.PDUs = []convert.PDU{{Name: "pdu", Circuits: func(ctx context.Context) ([]convert.CircuitReading, error) {
+		select {
+		case <-slow:
+		case <-ctx.Done():
+		}
+		return []convert.CircuitReading{{Circuit: "pdu", Watts: 2900 + 1000}}, nil
+	}}}
+	budget, err := power.NewBudget(p.conf.Site.Circuits, power.Rules{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.conf.Budget = budget
+	c, err := convert.New(p.conf) // of the same owner: it takes the lease over
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	intent := store.Intent{ID: "on", Node: nodeID(0), Verb: "power", Actor: "operator:anna", At: p.now, Params: map[string]string{"verb": "cycle"}}
+	answer := make(chan store.IntentResult, 1)
+	go func() {
+		r, _ := c.Submit(ctx, intent)
+		answer <- r
+	}()
+	select {
+	case r := <-answer:
+		t.Fatalf("answered %+v before the meters did", r)
+	case <-c.Ready():
+		t.Fatal("ready before the meters were read")
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(slow)
+	if r := <-answer; !strings.Contains(r.Error, "belong to nothing known") {
+		t.Errorf("answered %+v", r)
+	}
 }
 
 // What a lying meter says causes nothing.
