@@ -90,7 +90,11 @@ func (p pduCircuits) readings(list []pdu.MeterReading) (out []convert.CircuitRea
 	}
 	inlets := 0.0
 	for _, m := range list {
-		if m.Level == "inlet" {
+		switch {
+		case m.Level == "inlet" && p.whole.Phases == 3:
+			inlets += m.Watts // amps of one line or of all, at volts between which two? NaN as below
+			continue
+		case m.Level == "inlet":
 			inlets += load(m, p.whole.Volts) // NaN stays NaN: one that is not read is all not read
 			continue
 		}

@@ -33,6 +33,7 @@ func TestMeterReadings(t *testing.T) {
 			"[{pdu-a1 L1 700} {pdu-a1 L2 460}]"},
 		{"banks that site.yaml does not tell apart", []inventory.Circuit{one, b1}, []pdu.MeterReading{m("bank", "1", 1, nan, nan), m("bank", "2", 2, nan, nan)}, "[]"},
 		{"two feeds, one of them unread", []inventory.Circuit{one}, []pdu.MeterReading{m("inlet", "1", 100, nan, nan), m("inlet", "2", nan, nan, nan)}, "[]"},
+		{"an inlet of three phases that counts amps", []inventory.Circuit{three}, []pdu.MeterReading{m("inlet", "1", nan, 16, 400)}, "[]"},
 		{"phases or banks", []inventory.Circuit{one}, []pdu.MeterReading{m("phase or bank", "1", 100, nan, nan)}, "[]"},
 		{"no such circuit", []inventory.Circuit{b1}, []pdu.MeterReading{m("inlet", "1", 100, nan, nan)}, "[]"},
 		{"no index", []inventory.Circuit{one}, []pdu.MeterReading{m("inlet", "", 100, nan, nan), m("phase", "x", 1, nan, nan)}, "[{pdu-a1  100}]"},

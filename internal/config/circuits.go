@@ -62,6 +62,27 @@ func (p *parser) hint(a at, hint, format string, args ...any) {
 	p.site.Hints = append(p.site.Hints, Error{File: p.file, Line: a.line, Column: a.col, Path: a.path, Problem: fmt.Sprintf(format, args...), Hint: hint})
 }
 
+// fedTwice names the circuits that a machine with several supplies draws from and
+// does not count on: it counts on one, and may draw all that it needs from each.
+func (p *parser) fedTwice(r rawNode, n Node) {
+	on := inventory.Path(p.site.Circuits, n.Circuit)
+	if len(on) == 0 {
+		return // that is said elsewhere
+	}
+	var told []string
+	for _, w := range n.Power {
+		for _, o := range w.Outlets {
+			is := func(c inventory.Circuit) bool { return c.Name == o.PDU }
+			if slices.Contains(told, o.PDU) || slices.ContainsFunc(on, is) || !slices.ContainsFunc(p.site.Circuits, is) {
+				continue
+			}
+			told = append(told, o.PDU)
+			p.hint(r.Circuit.at, fmt.Sprintf("add %.0f W to the reserve of circuit %s: when the other supply fails, this one carries all of it; or correct circuit", n.Watts, o.PDU),
+				"node %s has an outlet on %s too, and counts on circuit %s alone", n.Name, o.PDU, n.Circuit)
+		}
+	}
+}
+
 // onCircuit checks that a node can be reserved for where it hangs.
 func (p *parser) onCircuit(r rawNode, n Node, classed bool) {
 	switch {

@@ -285,6 +285,21 @@ func TestCircuitHints(t *testing.T) {
 	}
 }
 
+// A machine with two supplies counts on the circuit that it names, and draws from
+// both: who reads the site file is told.
+func TestFedTwice(t *testing.T) {
+	text := edit(t, "outlets: [{pdu: pdu-a1, outlet: 3}]", "outlets: [{pdu: pdu-a1, outlet: 3}, {pdu: pdu-b1, outlet: 3}]")
+	text = strings.Replace(text, "\npdus:\n", "\npdus:\n  - {name: pdu-b1, address: 10.30.0.99, community: {secret: pdu-community}}\n", 1)
+	text = strings.Replace(text, "\ncircuits:\n", "\ncircuits:\n  - {name: pdu-b1, kind: pdu, parent: feed-a, lines: L2, volts: 230, amps: 32}\n", 1)
+	s, err := Parse("s", []byte(text), Known{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Hints.Error(); !strings.Contains(got, "node rig-01 has an outlet on pdu-b1 too, and counts on circuit pdu-a1 alone") || len(s.Hints) != 1 {
+		t.Errorf("hints\n%v", got)
+	}
+}
+
 // Every mistake is reported in one go, in the order of the lines.
 func TestAllAtOnce(t *testing.T) {
 	text := edit(t, "position: A1-U14", "positon: A1-U14")

@@ -380,6 +380,7 @@ func (p *parser) nodes(raw []rawNode, circuits, pdus []string) {
 			p.fixedAddress(r, n)
 		}
 		n.Power = p.power(r, n, pdus, ways)
+		p.fedTwice(r, n)
 		p.site.Nodes = append(p.site.Nodes, n)
 	}
 	shareAccounts(p.site.Nodes)
