@@ -117,6 +117,11 @@ func (c *Conductor) decideHall(ctx context.Context, change func(*inventory.SiteP
 
 // orderPower carries out what a person asked of the site's power.
 func (c *Conductor) orderPower(ctx context.Context, i store.Intent) error {
+	if i.Verb != verbHold && i.Verb != verbBlackout { // to stop is never too late
+		if err := c.outlived(i); err != nil {
+			return err
+		}
+	}
 	now := c.Now().UTC()
 	reason := strings.TrimSpace(i.Params["reason"])
 	switch i.Verb {

@@ -322,6 +322,22 @@ func (t *turn) taskDone(i store.Intent) (bool, error) {
 	return false, fmt.Errorf("it has no task %q: smelt task list %s", i.Params["task"], t.n.ID)
 }
 
+// intentLife is how old a wish for power may be that a server finds when it starts.
+const intentLife = 5 * time.Minute
+
+// outlived refuses what a person asked of a server that ended meanwhile: nobody
+// expects a machine to go off hours later, and one may have been switched and
+// its answer lost.
+func (c *Conductor) outlived(i store.Intent) error {
+	c.mu.Lock()
+	begun := c.begun
+	c.mu.Unlock()
+	if i.At.IsZero() || !i.At.Before(begun) || c.Now().Sub(i.At) < intentLife {
+		return nil
+	}
+	return fmt.Errorf("it was asked for at %s, and the server ended before it was done: look, and ask again", i.At.UTC().Format(time.DateTime+" UTC"))
+}
+
 // mayTouch refuses what the hold of another kind of owner forbids: a technician's
 // hands may be in the machine.
 func (t *turn) mayTouch(actor string) error {
@@ -336,6 +352,9 @@ func (t *turn) mayTouch(actor string) error {
 // answered with the outcome, not with the command.
 func (t *turn) switchPower(i store.Intent) (bool, error) {
 	verb := i.Params["verb"]
+	if err := t.outlived(i); err != nil {
+		return false, err
+	}
 	if err := t.mayTouch(i.Actor); err != nil {
 		return false, err
 	}

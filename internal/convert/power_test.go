@@ -519,6 +519,37 @@ func TestHold(t *testing.T) {
 	}
 }
 
+// What was asked of a server that ended is not done hours later: the machine may
+// be at work again, and the blackout that is released another one.
+func TestOldWishes(t *testing.T) {
+	p := plantOf(t, 100, inventory.Inspected)
+	ask := func(id string, node inventory.NodeID, verb string, params map[string]string) {
+		if err := p.st.AddIntent(t.Context(), store.Intent{ID: id, Node: node, Verb: verb, Actor: "operator:anna", At: p.now, Params: params}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("old", nodeID(0), "power", map[string]string{"verb": "off"})
+	ask("hold", "", "power-hold", map[string]string{"reason": "people at the busbar"})
+	ask("old site", "", "power-resume", nil)
+	p.now = p.now.Add(2 * time.Hour)
+	p.restart()
+	if err := p.c.Step(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	p.steps()
+	if !p.fakes[nodeID(0)].On() {
+		t.Error("it was switched off two hours later")
+	}
+	for _, id := range []string{"old", "old site"} {
+		if r, err := p.st.IntentResult(t.Context(), id); err != nil || !strings.Contains(r.Error, "ask again") {
+			t.Errorf("%s: %+v, %v", id, r, err)
+		}
+	}
+	if h := p.c.SitePower().Hold; h == nil || h.Reason != "people at the busbar" {
+		t.Errorf("held: %+v", h)
+	}
+}
+
 // A restart that was decided before the hold does not go on behind it: not after
 // a failure, and not in the next process.
 func TestHoldStopsARestart(t *testing.T) {
