@@ -108,8 +108,9 @@ func otherFirmware(all map[string]string) string {
 	return strings.Join(out, ", ")
 }
 
-// eachBMC asks verb of one node after the other, and goes on after a refusal.
-func (o *options) eachBMC(c *cobra.Command, args []string, all, dry bool, verb, doing string, params func(node string) (map[string]string, error)) error {
+// eachBMC asks verb of one node after the other, and goes on after a refusal;
+// show prints those that did it.
+func (o *options) eachBMC(c *cobra.Command, args []string, all, dry bool, verb, doing string, params func(node string) (map[string]string, error), show func(*cobra.Command, api.BMCList) error) error {
 	if all == (len(args) > 0) {
 		return usageError{"name nodes, or give --all", "smelt bmc list"}
 	}
@@ -155,7 +156,7 @@ func (o *options) eachBMC(c *cobra.Command, args []string, all, dry bool, verb, 
 			if list.Items, err = chosen(list.Items, names); err != nil {
 				return err
 			}
-			if err := o.showBMCs(c, list); err != nil {
+			if err := show(c, list); err != nil {
 				failed = append(failed, err)
 			}
 		}
@@ -171,7 +172,7 @@ func newBMCAudit(o *options) *cobra.Command {
 		Example: "  smelt bmc audit srv-01\n  smelt bmc audit --all -o json",
 		Args:    atMost(1 << 20), ValidArgsFunction: o.nodeNames,
 		RunE: func(c *cobra.Command, args []string) error {
-			return o.eachBMC(c, args, all, false, "bmc-audit", "look at", func(string) (map[string]string, error) { return nil, nil })
+			return o.eachBMC(c, args, all, false, "bmc-audit", "look at", func(string) (map[string]string, error) { return nil, nil }, o.showBMCs)
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "all nodes that have a BMC")
@@ -216,7 +217,7 @@ manual: one attempt, once a day, never on a BMC that was adopted.`,
 					p["vendor"] = vendor
 				}
 				return p, nil
-			})
+			}, o.showBMCs)
 		},
 	}
 	f := c.Flags()
@@ -247,12 +248,20 @@ smelt bmc audit NODE, then smelt bmc list NODE -o wide. IPMI cannot do this.`,
 			}
 			return o.eachBMC(c, args, false, dry, "bmc-order", "set the boot order of", func(string) (map[string]string, error) {
 				return map[string]string{"first": first}, nil
-			})
+			}, o.showBootOrders)
 		},
 	}
 	c.Flags().StringVar(&first, "first", power.Network.String(), "network or disk")
 	c.Flags().BoolVarP(&dry, "dry-run", "n", false, "only say what would be done")
 	return c
+}
+
+func (o *options) showBootOrders(c *cobra.Command, list api.BMCList) error {
+	l := listing{doc: list, cols: []string{"node", "bmc", "boot order"}}
+	for _, b := range list.Items {
+		l.rows = append(l.rows, []string{string(b.Node), b.Via, dash(strings.Join(b.Boot, ", "))})
+	}
+	return o.show(c, l)
 }
 
 func vendors() string {
