@@ -133,7 +133,7 @@ func TestKill(t *testing.T) {
 	asked := map[inventory.NodeID]bool{}
 	cuts := map[inventory.NodeID]int{}
 	heldOnce := false
-	started, late := time.Now(), time.After(60*time.Second)
+	started, late := time.Now(), time.After(5*time.Minute)
 	for {
 		select {
 		case err := <-ended:
@@ -243,7 +243,7 @@ func TestKillAtEveryBoundary(t *testing.T) {
 			for _, v := range list.Items {
 				done = done && v.Node.State == want[v.Node.ID]
 			}
-			late := time.Since(started) > 60*time.Second
+			late := time.Since(started) > 5*time.Minute
 			if late {
 				t.Errorf("not done after %d deaths: %s", deaths, standing(l, w))
 			}

@@ -155,14 +155,14 @@ func TestTerminal(t *testing.T) {
 	if err := s.WindowChange(40, 80); err != nil {
 		t.Error(err)
 	}
-	if _, err := io.WriteString(in, "stty size; tty; echo $TERM; exit 5\n"); err != nil {
+	if _, err := io.WriteString(in, "for i in $(seq 200); do stty size | grep -qx '40 80' && break; sleep 0.05; done; stty size; tty; echo $TERM; exit 5\n"); err != nil {
 		t.Fatal(err)
 	}
 	err = s.Wait()
 	if e, ok := err.(*ssh.ExitError); !ok || e.ExitStatus() != 5 {
 		t.Errorf("ended with %v", err)
 	}
-	for _, want := range []string{"40 80", "/dev/pts/", "vt100"} {
+	for _, want := range []string{"40 80\r\n", "\n/dev/pts/", "vt100"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in %q", want, out.String())
 		}

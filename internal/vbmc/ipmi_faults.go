@@ -32,7 +32,7 @@ type IPMIFaults struct {
 
 // IPMIStats counts what went through the BMC.
 type IPMIStats struct {
-	Attempts int // logins begun: RAKP message 1
+	Attempts int // logins begun: RAKP message 1, once however often it is sent
 	Logins   int // logins granted: RAKP message 4 with status 0
 	Packets  int // packets from clients
 }
@@ -44,6 +44,7 @@ type gate struct {
 	faults IPMIFaults
 	stats  IPMIStats
 	lost   int
+	begun  string // the session that began to log in last
 }
 
 // SetFaults chooses the faults from now on.
@@ -79,7 +80,8 @@ func (g *gate) in(p []byte) (answer []byte, through bool) {
 	defer g.mu.Unlock()
 	g.stats.Packets++
 	typ, _ := payload(p)
-	if typ == rakp1 {
+	if id := rakp1Session(p); typ == rakp1 && id != g.begun {
+		g.begun = id
 		g.stats.Attempts++
 	}
 	f := g.faults
@@ -125,6 +127,15 @@ const (
 // plusHead is the length of RMCP's header and RMCP+'s session header without
 // an OEM payload (section 13.6).
 const plusHead = 4 + 12
+
+// rakp1Session is the managed system's session ID in a RAKP message 1 (section
+// 13.20): a client that hears nothing sends the message again.
+func rakp1Session(p []byte) string {
+	if len(p) < plusHead+8 {
+		return ""
+	}
+	return string(p[plusHead+4 : plusHead+8])
+}
 
 // payload is the RMCP+ payload type of a packet and its second byte, the
 // status of an answer, or -1 for anything else.
