@@ -86,7 +86,9 @@ func (s *session) identify() error {
 	drift := up - k.up - now.Sub(k.at)
 	slack := clockSlack + now.Sub(k.at)/100
 	if k.object != object || up < k.up || drift > slack || drift < -slack {
+		doubt := k.doubt
 		k.forget()
+		k.doubt = doubt // a restart does not number its outlets anew, and a person has not looked
 	}
 	k.object, k.up, k.at = object, up, now
 	return nil
