@@ -104,10 +104,19 @@ func controllers(site *config.Site, secrets *config.Secrets, units map[string]*p
 const requestSpacing = 50 * time.Millisecond
 
 // loginOf is the credential of a way to switch n, at the gate of its device; nil
-// for one that logs in nowhere, or whose device keeps count itself (a PDU).
-func loginOf(n config.Node, p config.Power, secrets *config.Secrets, gates *power.Gates) *power.Login {
+// for one that logs in nowhere. PDUs let one in at a time themselves, and outlets
+// may be on several: the gate of a node is only to know what was refused.
+func loginOf(site *config.Site, n config.Node, p config.Power, secrets *config.Secrets, gates *power.Gates) *power.Login {
 	var names []string
+	device := config.BMCHost(p.Address)
 	switch p.Driver {
+	case "pdu":
+		device = "outlets of " + string(n.Name)
+		for _, u := range site.PDUs {
+			if slices.ContainsFunc(p.Outlets, func(o config.Outlet) bool { return o.PDU == u.Name }) {
+				names = append(names, string(u.Community), string(u.Auth), string(u.Priv))
+			}
+		}
 	case "ipmi", "redfish":
 		names = []string{care.Device{Node: n.Name, Kept: p.Kept}.SecretName(), string(p.Password)}
 	case "amt", "plug":
@@ -118,7 +127,7 @@ func loginOf(n config.Node, p config.Power, secrets *config.Secrets, gates *powe
 	// The name of the secret tells logins of one account apart: that one is taken
 	// does not mean that another may be tried again.
 	who := strings.Join([]string{p.Driver, p.User, string(p.Password), string(p.Token)}, " ")
-	return gates.At(config.BMCHost(p.Address)).Login(who, func(context.Context) (string, error) { return secrets.Version(names...) })
+	return gates.At(device).Login(who, func(context.Context) (string, error) { return secrets.Version(names...) })
 }
 
 // How long a state may take that is confirmed in a roundabout way.
@@ -136,7 +145,7 @@ func switchOf(site *config.Site, n config.Node, units map[string]*pdu.Unit, secr
 		if err != nil {
 			return nil, err
 		}
-		links = append(links, power.Link{Controller: c, Proves: proves, Login: loginOf(n, w, secrets, gates)})
+		links = append(links, power.Link{Controller: c, Proves: proves, Login: loginOf(site, n, w, secrets, gates)})
 	}
 	machine := slices.ContainsFunc(links, func(l power.Link) bool { return l.Proves == power.Machine })
 	life := slices.ContainsFunc(links, func(l power.Link) bool { return l.Proves == power.Life })

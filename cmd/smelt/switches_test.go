@@ -159,6 +159,46 @@ func TestAdoptSharedBMC(t *testing.T) {
 	}
 }
 
+// A passphrase that a PDU refused is not tried again, and another one is as soon
+// as somebody stores it: while the server runs.
+func TestRefusedByPDU(t *testing.T) {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m vbmc.Switch
+	p, err := vbmc.StartPDU(vbmc.PDUConfig{Conn: conn, Model: "raritan", Community: "x", User: "smelt", Auth: "authentication", Priv: "privacy-privacy",
+		Outlets: []vbmc.Outlet{{Name: "n", Power: &m}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	site := &config.Site{State: t.TempDir(), PDUs: []config.PDU{{Name: "p", Address: conn.LocalAddr().String(), Version: "v3", User: "smelt", Auth: "auth", Priv: "priv", Names: "check"}},
+		Nodes: []config.Node{{Spec: inventory.Spec{Name: "n"}, Power: []config.Power{{Driver: "pdu", Outlets: []config.Outlet{{PDU: "p", Outlet: 1}}}}}}}
+	secrets, err := config.OpenSecrets(site.State)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func(name, s string) {
+		t.Helper()
+		if err := secrets.Set(name, config.NewSecret([]byte(s))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	store("auth", "not the right one")
+	store("priv", "privacy-privacy")
+	v := switchesOf(t, site, secrets)["n"]
+	for range 3 {
+		if _, err := v.State(t.Context()); !errors.Is(err, power.ErrAuth) {
+			t.Errorf("a wrong passphrase: %v", err)
+		}
+	}
+	store("auth", "authentication")
+	if s, err := v.State(t.Context()); err != nil || s != power.Off {
+		t.Errorf("the right one: %s, %v", s, err)
+	}
+}
+
 // Each way of site.yaml makes a controller, and a list makes a chain.
 func TestWiring(t *testing.T) {
 	site := &config.Site{
