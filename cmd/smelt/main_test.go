@@ -243,7 +243,8 @@ func fillStore(ctx context.Context, st *store.Store) error {
 		},
 		"srv-02": {{Kind: inventory.KindCreated, To: inventory.Expected, Spec: &inventory.Spec{Name: "srv-02", Position: "A1-U14"}}},
 		"rig-01": {
-			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "rig-01", Position: "A3-S2", MACs: []inventory.MAC{{0x52, 0x54, 0, 0, 0, 1}}}},
+			{Kind: inventory.KindCreated, To: inventory.Discovered, Spec: &inventory.Spec{Name: "rig-01", Position: "A3-S2", Circuit: "pdu-a1", MACs: []inventory.MAC{{0x52, 0x54, 0, 0, 0, 1}}}},
+			{Kind: inventory.KindPower, Power: &inventory.PowerFact{On: "off", At: at, Via: "pdu pdu-a1 outlet 3", Detail: "lost power: nobody here switched it off"}},
 			{Kind: inventory.KindMoved, To: inventory.NeedsWork, Reason: "a card is missing", Failure: &inventory.Failure{Step: inventory.Discovered, Cause: "gpu-lost"}},
 		},
 	} {

@@ -163,6 +163,18 @@ func describe(out io.Writer, v api.NodeView, all, boots bool) error {
 	if p := doing(v.Progress); p != "" {
 		line("progress", "%s", p)
 	}
+	if p := n.Power; p.On != "" {
+		line("power", "%s, confirmed %s ago by %s", p.On, span(time.Since(p.At)), dash(p.Via))
+		if p.Detail != "" {
+			line("", "%s", p.Detail)
+		}
+	}
+	if n.Spec.Circuit != "" {
+		line("circuit", "%s", n.Spec.Circuit)
+	}
+	for _, s := range n.Shed {
+		line("taken", "%s", s)
+	}
 	for _, k := range v.Keys {
 		line("key", "%s %s (%s)", dash(k.Pin), k.Word(), k.Via)
 		if k.Other != "" {

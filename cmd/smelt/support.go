@@ -248,6 +248,7 @@ func (o *options) fillFromServer(c *cobra.Command, b *bundle) {
 	for _, f := range [][2]string{
 		{"metrics.txt", "/metrics"}, {"site.json", api.PathSite}, {"nodes.json", api.PathNodes}, {"tasks.json", api.PathTasks},
 		{"networks.json", api.PathNetworks}, {"seen.json", api.PathNetworks + "/seen"}, {"images.json", api.PathImages},
+		{"power.json", api.PathPower}, {"bmcs.json", api.PathBMCs},
 	} {
 		get(f[0], f[1])
 	}
