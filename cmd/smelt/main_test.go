@@ -130,6 +130,9 @@ func (c *conductor) order(i store.Intent) string {
 			return "the site cannot give back " + i.Params["watts"] + " W within " + i.Params["within"] + ", but 1300 W"
 		}
 		c.power.Curtail = &inventory.Curtailment{By: i.Actor, Watts: 1000, At: now, Due: now.Add(10 * time.Minute), Base: 2650, Draw: 1450, Seen: now, Met: now}
+		if i.Params["reason"] == "slow" {
+			c.power.Curtail.Seen, c.power.Curtail.Met = time.Time{}, time.Time{}
+		}
 	case "power-curtail-end":
 		c.power.Curtail = nil
 	}

@@ -161,7 +161,7 @@ func powerLines(v api.PowerView, now time.Time) []string {
 }
 
 func curtailLine(c inventory.Curtailment, now time.Time) string {
-	s := fmt.Sprintf("curtailed by %s: %.1f of %.1f kW are given back", c.By, c.Given()/1000, c.Watts/1000)
+	s := fmt.Sprintf("curtailed by %s: %s of %s are given back", c.By, inventory.Watts(c.Given()), inventory.Watts(c.Watts))
 	switch {
 	case c.Seen.IsZero():
 		s += ", not measured yet"

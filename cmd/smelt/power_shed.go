@@ -85,13 +85,13 @@ that much in that time. --dry-run shows what would give how much.`,
 						return err
 					}
 					if !can.Enough {
-						fmt.Fprintf(c.ErrOrStderr(), "The site could give back %.1f kW of %.1f kW within %s.\n", can.Watts/1000, w/1000, within)
+						fmt.Fprintf(c.ErrOrStderr(), "The site could give back %s of %s within %s.\n", inventory.Watts(can.Watts), inventory.Watts(w), within)
 						if can.Unmeasured > 0 {
 							fmt.Fprintf(c.ErrOrStderr(), "%d machines are on and not measured: what they could give does not count.\n", can.Unmeasured)
 						}
 						return errNegative
 					}
-					return say(c, nil, "Would give back about %.1f kW (dry run: nothing was done)", can.Watts/1000)
+					return say(c, nil, "Would give back about %s (dry run: nothing was done)", inventory.Watts(can.Watts))
 				}
 				params := map[string]string{"watts": strconv.FormatFloat(w, 'f', -1, 64), "within": within.String(), "reason": reason}
 				if reason == "" {
@@ -130,8 +130,11 @@ func awaitGiven(ctx context.Context, c *cobra.Command, cl *api.Client) error {
 	said := time.Time{}
 	for {
 		v, err := cl.Power(ctx)
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return notYet(ctx)
 		}
 		cur := v.Curtail
 		switch {
@@ -149,10 +152,18 @@ func awaitGiven(ctx context.Context, c *cobra.Command, cl *api.Client) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return notYet(ctx)
 		case <-time.After(time.Second):
 		}
 	}
+}
+
+// notYet ends a wait that took longer than --timeout: the curtailment goes on.
+func notYet(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w: not given back yet, and it goes on: smelt power status", api.ErrPending)
+	}
+	return ctx.Err()
 }
 
 func giveListing(can api.CanGive) listing {

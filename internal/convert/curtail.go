@@ -235,7 +235,7 @@ func (c *Conductor) takeSteps(ctx context.Context) error {
 }
 
 func curtailWhy(cur *inventory.Curtailment) string {
-	why := fmt.Sprintf("%.0f kW are given back", cur.Watts/1000)
+	why := inventory.Watts(cur.Watts) + " are given back"
 	if cur.Why != "" {
 		why += ": " + cur.Why
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 var funcs = template.FuncMap{
-	"ago": ago, "lasts": lasts, "proof": proof, "size": size, "watts": watts, "pct": pct, "stamp": stamp,
+	"ago": ago, "lasts": lasts, "proof": proof, "size": size, "watts": inventory.Watts, "pct": pct, "stamp": stamp,
 	"mark": mark, "kindOf": kindOf, "link": link, "foreign": inventory.Disk.Foreign, "lower": strings.ToLower,
 	"history": history, "boots": boots, "evidence": evidence, "bar": bar, "short": short, "join": strings.Join,
 	"high":  func(size int) float64 { return 0.9 * float64(size) },
@@ -97,13 +97,6 @@ func trim(f float64) string {
 		return fmt.Sprintf("%.0f", f)
 	}
 	return strings.TrimSuffix(fmt.Sprintf("%.1f", f), ".0")
-}
-
-func watts(w float64) string {
-	if w >= 10000 {
-		return fmt.Sprintf("%.1f kW", w/1000)
-	}
-	return fmt.Sprintf("%.0f W", w)
 }
 
 func pct(part float64) int { return int(part*100 + 0.5) }
