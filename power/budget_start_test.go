@@ -82,3 +82,33 @@ func TestBlackoutPassesOver(t *testing.T) {
 		t.Errorf("%v wait", b.Waiting())
 	}
 }
+
+// Machines that are seen to be dark later than others take their places in the
+// order, before the release and after it, and also when nobody was waited for
+// any more.
+func TestLost(t *testing.T) {
+	b := budget(t, []inventory.Circuit{circuit("feed", "", 230, 99, 1)}, power.Rules{})
+	load := func(n inventory.NodeID, work string, since float64) []power.Load {
+		b.Restore(n, "feed", 100)
+		return []power.Load{{Node: n, Work: work, Since: at(since)}}
+	}
+	b.Blackout(at(10), load("burn", power.WorkBurnIn, 1))
+	b.Lost(at(20), load("new", power.WorkService, 3))
+	says(t, "before the release", b.Grant("new", "feed", 100, at(21)), "nothing starts before a person releases it")
+	b.Released(at(30))
+	says(t, "the first", b.Grant("new", "feed", 100, at(30)), "")
+	b.Lost(at(31), append(load("old", power.WorkService, 2), load("burn", power.WorkBurnIn, 1)...))
+	if got := fmt.Sprint(b.Waiting()); got != "[old burn]" {
+		t.Errorf("they wait in the order %s", got)
+	}
+	says(t, "the pace is kept", b.Grant("old", "feed", 100, at(39)), "one machine starts on feed feed in 10s")
+	says(t, "the second", b.Grant("old", "feed", 100, at(40)), "")
+	says(t, "the third", b.Grant("burn", "feed", 100, at(50)), "")
+	if b.Waiting() != nil {
+		t.Errorf("%v wait", b.Waiting())
+	}
+	b.Lost(at(55), append(load("late", power.WorkBurnIn, 4), load("later", power.WorkBurnIn, 5)...))
+	says(t, "out of turn", b.Grant("later", "feed", 100, at(56)), "it is the turn of late")
+	says(t, "in turn", b.Grant("late", "feed", 100, at(56)), "")
+	says(t, "one at a time", b.Grant("later", "feed", 100, at(60)), "one machine starts on feed feed in 10s")
+}
