@@ -53,6 +53,9 @@ func (t *turn) bmcAudit(i store.Intent) (bool, error) {
 func (t *turn) audited(i store.Intent, v *power.Verified, a power.Audit, err error) error {
 	r := store.IntentResult{ID: i.ID, OK: err == nil, At: t.at}
 	if err == nil {
+		err = t.whose(&a)
+	}
+	if err == nil {
 		err = t.fileBMC(v.String(), a)
 	}
 	if err != nil {
