@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,6 +24,8 @@ type Verified struct {
 	verb lock      // held for a whole verb: two verbs on one machine never interleave
 	sent time.Time // the last command; guarded by verb
 	line line      // the console beside all that
+
+	doubt atomic.Pointer[error] // see Distrust
 }
 
 // maxCall bounds one call. Redfish actions of 20 to 30 s are seen in the field
@@ -46,9 +49,28 @@ func Verify(c Controller, l Limits) *Verified {
 
 func (v *Verified) String() string { return v.c.String() }
 
+// Distrust refuses every verb with why, which wraps ErrMismatch, until it is
+// called with nil or a person resets v: it may be another machine that would be
+// switched. Reads go on.
+func (v *Verified) Distrust(why error) {
+	if why == nil {
+		v.doubt.Store(nil)
+		return
+	}
+	v.doubt.Store(&why)
+}
+
+func (v *Verified) doubted() error {
+	if why := v.doubt.Load(); why != nil {
+		return *why
+	}
+	return nil
+}
+
 // Reset forgets a refused credential and an outage, after a human corrected
 // the cause, here and in the gates that c passes.
 func (v *Verified) Reset() {
+	v.Distrust(nil)
 	v.login.Reset()
 	if v.shared != nil {
 		v.shared.Reset()
@@ -151,7 +173,9 @@ func (v *Verified) run(ctx context.Context, verb string, f func(*run) error) (Ev
 	}}
 	err := v.verb.get(ctx)
 	if err == nil {
-		err = f(r)
+		if err = v.doubted(); err == nil {
+			err = f(r)
+		}
 		if w, ok := v.c.(Witness); ok {
 			r.evidence.Notes = append(r.evidence.Notes, w.Notes()...)
 		}

@@ -56,6 +56,7 @@ func (t *turn) audited(i store.Intent, v *power.Verified, a power.Audit, err err
 		err = t.whose(&a)
 	}
 	if err == nil {
+		t.distrust(t.n.ID, a)
 		err = t.fileBMC(v.String(), a)
 	}
 	if err != nil {

@@ -526,6 +526,9 @@ func (c *Conductor) restore(ctx context.Context) error {
 	if err := c.loadHall(ctx); err != nil {
 		return fmt.Errorf("conductor: %w", err)
 	}
+	if err := c.distrustStored(ctx); err != nil {
+		c.Log.Error("whether a BMC is another machine's is not known from earlier looks", "err", err)
+	}
 	for _, s := range c.Site.Specs {
 		if err := c.adopt(ctx, known[s.Name], s); err != nil {
 			return fmt.Errorf("conductor: node %s of the site: %w", s.Name, err)

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,6 +33,33 @@ func (t *turn) whose(a *power.Audit) error {
 			Fix: "compare the addresses of the BMCs of both in site.yaml with the labels at the rack; switch neither before"}
 		a.Findings = append(a.Findings, f)
 		t.alarm("its BMC is that of another machine: "+f.What, map[string]string{"other": string(n.ID), "serial": a.Serial})
+	}
+	return nil
+}
+
+// distrust lets nobody switch a node by a BMC that was found to be another one's,
+// until it is looked at again.
+func (c *Conductor) distrust(id inventory.NodeID, a power.Audit) {
+	v := c.Power[id]
+	if v == nil {
+		return
+	}
+	v.Distrust(nil)
+	for _, f := range a.Findings {
+		if f.Code == otherMachine {
+			v.Distrust(fmt.Errorf("%w: at the last look %s; %s; then smelt bmc audit %s", power.ErrMismatch, f.What, f.Fix, id))
+		}
+	}
+}
+
+// distrustStored does that for what an earlier process found.
+func (c *Conductor) distrustStored(ctx context.Context) error {
+	list, err := c.BMCs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range list {
+		c.distrust(b.Node, b.Audit)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package convert_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"smelt/inventory"
@@ -54,6 +55,11 @@ func TestWhoseBMC(t *testing.T) {
 		}
 		if found != tt.wrong || alarm != tt.wrong {
 			t.Errorf("serial %q: found %v, alarm %v, want %v", tt.serial, found, alarm, tt.wrong)
+		}
+		p.restart() // what was found is known to the next process
+		err = p.say(0, "operator:anna", "power", map[string]string{"verb": "off"})
+		if tt.wrong != (err != nil && strings.Contains(err.Error(), "that is rig-01")) || p.fakes[nodeID(0)].On() != tt.wrong {
+			t.Errorf("serial %q: power off: %v", tt.serial, err)
 		}
 	}
 }
