@@ -280,7 +280,10 @@ func TestSchedules(t *testing.T) {
 				}
 			},
 			"blackout": func(t *rapid.T) {
-				s.b.Blackout(s.now, s.loads())
+				loads := s.loads()
+				seen := rapid.IntRange(0, len(loads)).Draw(t, "seen at once")
+				s.b.Blackout(s.now, loads[:seen])
+				s.b.Lost(s.now, loads[seen:])
 				for _, m := range s.running {
 					m.draws = 0
 				}
