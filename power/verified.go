@@ -411,6 +411,9 @@ func (v *Verified) SoftOff(ctx context.Context) (Evidence, error) {
 	})
 }
 
+// HasSoftOff tells whether it can ask the operating system to shut down.
+func (v *Verified) HasSoftOff() bool { return can[SoftOffer](v) }
+
 // Cycle is off, confirmed off, dwell, the boot device (0: leave it), on,
 // confirmed on. The boot device is set right before power-on because IPMI boot
 // flags expire after 60 s (IPMI 2.0, table 28-14).

@@ -370,7 +370,8 @@ func (t *turn) switchPower(i store.Intent) (bool, error) {
 	case "off":
 		do, after = v.Off, power.Off
 	case "softoff", "soft-off":
-		do, after = v.SoftOff, power.Off
+		node := t.n.ID
+		do, after = func(ctx context.Context) (power.Evidence, error) { return t.softOff(ctx, node, v) }, power.Off
 	case "cycle":
 		do = func(ctx context.Context) (power.Evidence, error) { return v.Cycle(ctx, 0) }
 	default:

@@ -351,6 +351,55 @@ func TestBootOrder(t *testing.T) {
 	}
 }
 
+// The RAM system hears no power button: its agent is told, and the controller
+// sees that the machine is off. Without an agent nothing is claimed.
+func TestSoftOffInRAM(t *testing.T) {
+	p := plantOf(t, 16, inventory.Inspected, inventory.Inspected)
+	for _, id := range p.nodes {
+		p.fakes[id].SetScript(powertest.Script{Deaf: true})
+	}
+	agent := store.Agent{Session: "s", Node: nodeID(0), Mode: "inspect", Fence: p.node(0).Fence}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	order := func() convert.Order {
+		o, err := p.c.Order(ctx, agent)
+		if err != nil && ctx.Err() == nil {
+			t.Error(err)
+		}
+		return o
+	}
+	order() // it speaks
+	off := make(chan struct{})
+	go func() {
+		defer close(off)
+		for ctx.Err() == nil {
+			changed := p.c.Changed(agent.Node)
+			if o := order(); o.Kind == "off" {
+				p.fakes[agent.Node].Turn(false)
+				if err := p.c.Finished(ctx, agent, convert.Result{Order: o.ID, Kind: o.Kind, OK: true}); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	if r := p.ask(0, "power", map[string]string{"verb": "softoff"}); !r.OK {
+		t.Errorf("answer %+v", r)
+	}
+	cancel()
+	<-off
+	if n := p.node(0); n.Power.On != "off" {
+		t.Errorf("it is %s", n.Power.On)
+	}
+	if r := p.ask(1, "power", map[string]string{"verb": "softoff"}); r.OK || p.node(1).Power.On != "on" {
+		t.Errorf("nobody told it, and the answer is %+v", r)
+	}
+}
+
 // A start that is refused says what the operator does next.
 func TestRefusedStart(t *testing.T) {
 	p := plantOf(t, 6, inventory.Inspected) // 1104 W: one machine

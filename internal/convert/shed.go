@@ -184,7 +184,7 @@ func (t *turn) shutDown() error {
 		t.note("%s", s)
 		t.start("shut down", func(ctx context.Context) func(*turn) error {
 			t.boundary(t.n.ID, "before shut down")
-			ev, err := v.SoftOff(ctx)
+			ev, err := t.softOff(ctx, t.n.ID, v)
 			t.boundary(t.n.ID, "after shut down")
 			return func(t *turn) error {
 				if err != nil {
