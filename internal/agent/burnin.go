@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -190,7 +191,11 @@ func (a *Agent) helper(ctx context.Context, spec burnin.Spec, s burnin.Subject, 
 	c := exec.CommandContext(ctx, a.c.GPUHelper, "run")
 	var stderr bytes.Buffer
 	c.Stdin, c.Stderr = bytes.NewReader(in), &limited{buf: &stderr}
-	// Its workers go with it.
+	// Its workers go with it. The signal comes with the death of the thread that
+	// started it, so that the thread is kept: others end, with what was pinned to
+	// a processor.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = 5 * time.Second

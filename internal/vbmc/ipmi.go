@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -102,15 +103,23 @@ func (b *IPMI) start(ctx context.Context, c IPMIConfig) error {
 	b.sim.Dir = dir
 	b.sim.Stdout, b.sim.Stderr = &said, &said
 	b.sim.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := b.sim.Start(); err != nil {
+	started, gone := make(chan error), make(chan struct{})
+	go func() {
+		// The signal comes with the death of the thread that started it, and
+		// threads end with goroutines that change their network namespace.
+		runtime.LockOSThread()
+		defer close(gone)
+		err := b.sim.Start()
+		started <- err
+		if err == nil {
+			_ = b.sim.Wait() // it is always killed
+		}
+	}()
+	if err := <-started; err != nil {
 		b.sim = nil
 		return fmt.Errorf("start ipmi_sim (Debian package openipmi): %w", err)
 	}
-	b.gone = make(chan struct{})
-	go func() {
-		defer close(b.gone)
-		_ = b.sim.Wait() // it is always killed
-	}()
+	b.gone = gone
 	if err := b.ready(ctx); err != nil {
 		return fmt.Errorf("%w; ipmi_sim said: %s", err, said.String())
 	}
