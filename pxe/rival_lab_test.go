@@ -102,6 +102,7 @@ func slow(t *testing.T) {
 // TestRivalsAreNamed: each foreign server is found by asking, for what it is.
 func TestRivalsAreNamed(t *testing.T) {
 	needs(t, "dnsmasq", "dhcpd", "kea-dhcp4")
+	slow(t)
 	dir := t.TempDir()
 	write := func(name, text string) string {
 		p := filepath.Join(dir, name)
@@ -131,9 +132,6 @@ func TestRivalsAreNamed(t *testing.T) {
 		{"Kea", []string{"env", "KEA_LOCKFILE_DIR=" + dir, "KEA_PIDFILE_DIR=" + dir, "kea-dhcp4", "-c", kea}, Rival{DHCP: true, Program: "Kea"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.name != "HiveOS" {
-				slow(t)
-			}
 			l := newLab(t)
 			l.rogue(c.command[0], c.command[1:]...)
 			var found []Rival

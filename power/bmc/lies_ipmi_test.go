@@ -46,7 +46,7 @@ func TestIPMILies(t *testing.T) {
 		"knows no suite 17": {suites: []int{3}, on: fails, off: fails, soft: fails, restart: fails, says: "does not take cipher suite 17"},
 	} {
 		for verb, want := range map[string]verdict{"on": lie.on, "off": lie.off, "soft-off": lie.soft, "cycle": lie.restart} {
-			if (verb == "on" || verb == "soft-off") && os.Getenv("SMELT_TEST_E2E") != "1" {
+			if verb != "off" && os.Getenv("SMELT_TEST_E2E") != "1" {
 				continue // each login is a process: 18 s of processor for all four
 			}
 			places <- struct{}{}
