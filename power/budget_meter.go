@@ -39,10 +39,9 @@ const peakMinutes = 6 // five whole ones and the one that has begun
 
 func (p *peaks) take(mw int64, at time.Time) {
 	minute := at.Unix() / 60
-	for i, e := range p {
-		if e.minute > minute+peakMinutes { // the clock was put back: what was measured stays measured
-			mw, p[i].minute = max(mw, e.mw), minute-peakMinutes
-		}
+	if p.newest() > minute+peakMinutes { // the clock was put back: what counted still counts
+		mw = max(mw, p.highest())
+		*p = peaks{}
 	}
 	switch e := &p[((minute%peakMinutes)+peakMinutes)%peakMinutes]; {
 	case e.minute < minute:
@@ -52,11 +51,15 @@ func (p *peaks) take(mw int64, at time.Time) {
 	}
 }
 
-func (p *peaks) highest() (top int64) {
-	newest := p[0].minute
+func (p *peaks) newest() (minute int64) {
 	for _, e := range p {
-		newest = max(newest, e.minute)
+		minute = max(minute, e.minute)
 	}
+	return minute
+}
+
+func (p *peaks) highest() (top int64) {
+	newest := p.newest()
 	for _, e := range p {
 		if e.minute > newest-peakMinutes {
 			top = max(top, e.mw)

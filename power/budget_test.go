@@ -348,6 +348,10 @@ func TestClocks(t *testing.T) {
 	if l := level(t, b, "bank-1", at(363)); l.Granted != 200 {
 		t.Errorf("%v W count six minutes later", l.Granted)
 	}
+	b.Measured("a", 50, at(-86_400)) // what counted no more does not count again
+	if l := level(t, b, "bank-1", at(-86_400)); l.Granted != 200 {
+		t.Errorf("%v W count after the clock was put back", l.Granted)
+	}
 }
 
 func TestHoldAndCurtail(t *testing.T) {
